@@ -1,0 +1,2 @@
+//! The `heya` command.
+fn main() {}
