@@ -1,2 +1,171 @@
-//! The `heya` command.
-fn main() {}
+//! The `heya` command: arguments, logging, and then the library.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use heya::{
+    clock::Clock,
+    config::Config,
+    error::{Error, Result},
+    parts,
+    serve::{self, Sockets},
+};
+
+mod command;
+
+/// Heya (部屋): a Matrix homeserver for a city's home medical and long-term-care network.
+#[derive(Parser)]
+#[command(version, about, arg_required_else_help = true)]
+struct Arguments {
+    /// The configuration file. Every setting has a default: a missing `config.toml` is an empty one.
+    #[arg(long, short, global = true, default_value = "config.toml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a city: server, city bot and e-mail bridge in one process.
+    ///
+    /// The first start makes the data folder, the CA, the control room, and two handover sheets for the city's first
+    /// member of staff; the log says where they are. Stop with Ctrl-C or SIGTERM.
+    Serve {
+        /// `city` (the config's policies) or `open` (everything open, loopback only, for client developers).
+        #[arg(long, default_value = "city")]
+        profile: String,
+        /// Only the server: bot and bridge run elsewhere (`heya city`, `heya mail`).
+        #[arg(long)]
+        server_only: bool,
+    },
+    /// Run the city bot alone, beside a server started with `serve --server-only`.
+    City,
+    /// Run the e-mail bridge alone, beside a server started with `serve --server-only`.
+    Mail,
+    /// Terminals' certificates. Works while the server runs.
+    #[command(subcommand)]
+    Cert(command::cert::Cert),
+    /// The audit log (操作履歴・閲覧履歴). Reading it is itself logged.
+    #[command(subcommand)]
+    Audit(command::audit::Audit),
+    /// Write a backup: the database, then the media it names. Works while the server runs.
+    ///
+    /// Keys are not in it: keep a copy of `data/keys` in a safe place of its own.
+    Backup {
+        /// The folder to write; it must not exist.
+        folder: PathBuf,
+    },
+    /// Put a backup back into an empty data folder. The server must not run.
+    Restore {
+        /// The folder that `heya backup` wrote.
+        folder: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    // One cryptographic provider everywhere, before anything could ask for another. A second call changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("heya: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(code) => code,
+        Err(error) => {
+            let text = match &error {
+                Error::Refused(refusal) => refusal.message.clone(),
+                Error::Internal(source) => source.to_string(),
+            };
+            eprintln!("heya: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<ExitCode> {
+    let config =
+        if arguments.config.exists() { Config::read(&arguments.config)? } else { Config::parse("")? };
+    log(&config);
+    match arguments.command {
+        Command::Serve { profile, server_only } => serve(config, &profile, server_only).await?,
+        Command::City => parts::run_city(&config, stop_signal()).await?,
+        Command::Mail => parts::run_mail(&config, stop_signal()).await?,
+        Command::Cert(cert) => command::cert::run(&config, cert).await?,
+        Command::Audit(audit) => return command::audit::run(&config, audit).await,
+        Command::Backup { folder } => command::backup::backup(&config, &folder).await?,
+        Command::Restore { folder } => command::backup::restore(&config, &folder).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn log(config: &Config) {
+    let level = std::env::var("HEYA_LOG").unwrap_or_else(|_| config.server.log.clone());
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("warn,heya={level},heya_city={level},heya_mail={level}"))
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+async fn serve(mut config: Config, profile: &str, server_only: bool) -> Result<()> {
+    match profile {
+        "city" => {}
+        "open" => config.open_profile()?,
+        other => return Err(Error::internal(format!("--profile is \"city\" or \"open\", not \"{other}\""))),
+    }
+    let sockets = Sockets::bind(&config).await?;
+    let running = serve::start(config.clone(), Clock::default(), sockets).await?;
+    tracing::info!(
+        address = %config.server.listen,
+        url = %config.server.public_url,
+        enrolment = %config.enrol_url(),
+        "serving"
+    );
+    let stop = tokio::sync::watch::Sender::new(false);
+    let stopped = |mut stop: tokio::sync::watch::Receiver<bool>| async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    let mut beside = tokio::task::JoinSet::new();
+    let city = !server_only && config.city.bot && !config.policy.open_profile;
+    if city {
+        let (config, stop) = (config.clone(), stopped(stop.subscribe()));
+        beside.spawn(async move { parts::run_city(&config, stop).await });
+    }
+    if !server_only && config.mail.enabled {
+        let (config, stop) = (config.clone(), stopped(stop.subscribe()));
+        beside.spawn(async move { parts::run_mail(&config, stop).await });
+    }
+    let mut failure = None;
+    tokio::select! {
+        () = stop_signal() => tracing::info!("stopping"),
+        Some(ended) = beside.join_next(), if !beside.is_empty() => {
+            failure = match ended {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error),
+                Err(error) => Some(error.into()),
+            };
+        }
+    }
+    stop.send_replace(true);
+    while beside.join_next().await.is_some() {}
+    running.stop().await;
+    failure.map_or(Ok(()), Err)
+}
+
+/// Ctrl-C or SIGTERM.
+async fn stop_signal() {
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    match terminate {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        Err(_) => {
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}

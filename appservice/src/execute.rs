@@ -1,0 +1,183 @@
+//! Carrying out an approved case: exactly one changing call, under the case's key, then telling everybody
+//! concerned.
+
+use serde_json::{Map, Value, json};
+
+use crate::Error;
+use crate::cases::{Action, Case, Person, State};
+use crate::control::Facts;
+use crate::examine::{refused, room_number};
+use crate::outbox::{Bot, NewTask, Unfinished};
+use crate::server::CallError;
+use crate::store::{self, Due, Tx};
+
+/// Why a room is not opened although it was approved; worded like the server's codes.
+pub(crate) const CONSENT_WITHDRAWN: &str = "JP_HEYA_CONSENT_WITHDRAWN";
+
+impl Bot {
+    /// Executes a case; called again after a crash it makes the same call under the same key.
+    pub(crate) async fn execute(&self, due: &Due, facts: &Facts, number: i64) -> Result<(), Unfinished> {
+        let Some(mut case) = self.store.case(number).await? else { return self.finish(due, []).await };
+        // Whoever approved it acts; a command of the staff is approved by whoever gave it.
+        let acting = case.decided_by.clone().unwrap_or_else(|| case.requester.clone());
+        match case.state {
+            State::Approved => {
+                let mut tx = self.store.begin().await?;
+                store::change_case(&mut tx, number, State::Executing, &acting, None).await?;
+                // Consent may have been withdrawn since the case was examined. Asked only before the first
+                // call: after a crash the room may exist, and only the same call tells.
+                if let Action::OpenSubject { subject, .. } = &case.action
+                    && !store::has_consent(&mut tx, &subject.key()).await?
+                {
+                    return self.failed(tx, due, facts, &case, CONSENT_WITHDRAWN, None).await;
+                }
+                tx.commit().await.map_err(Error::from)?;
+                case.state = State::Executing;
+            }
+            State::Executing => {}
+            State::Filed | State::Done | State::Refused | State::Failed => return self.finish(due, []).await,
+        }
+        match self.call(&case, &acting).await {
+            Ok(answer) => self.succeeded(due, facts, &case, &acting, &answer).await,
+            Err(error) => {
+                let (errcode, number_of_room) = refused(error)?;
+                let tx = self.store.begin().await?;
+                self.failed(tx, due, facts, &case, &errcode, number_of_room).await
+            }
+        }
+    }
+
+    async fn succeeded(
+        &self,
+        due: &Due,
+        facts: &Facts,
+        case: &Case,
+        acting: &str,
+        answer: &Value,
+    ) -> Result<(), Unfinished> {
+        let key = case.key();
+        let mut next = Vec::new();
+        let told = self.tell_city(facts, format!("{key}-done-city"), self.texts.done_to_city(case, answer));
+        next.push(if case.by_staff { told.replying(&case.event_id).to(&case.requester) } else { told });
+        // In a room that has just been closed nobody can write any more; its closing notice says it.
+        let closed_here = matches!(&case.action, Action::Close { place } if place.room_id.as_deref() == Some(case.room_id.as_str()));
+        if !case.by_staff && !closed_here {
+            let body = self.texts.done_to_requester(case, room_number(answer));
+            let told = NewTask::say(&case.room_id, format!("{key}-done"), body);
+            next.push(told.replying(&case.event_id).to(&case.requester));
+        }
+        let mut tx = self.store.begin().await?;
+        store::change_case(&mut tx, case.number, State::Done, acting, None).await?;
+        tracing::info!(case = case.number, action = case.action.word(), "case done");
+        self.finish_in(tx, due, next).await
+    }
+
+    async fn failed(
+        &self,
+        mut tx: Tx,
+        due: &Due,
+        facts: &Facts,
+        case: &Case,
+        errcode: &str,
+        room_number: Option<i64>,
+    ) -> Result<(), Unfinished> {
+        store::change_case(&mut tx, case.number, State::Failed, &facts.city_user, Some(errcode)).await?;
+        tracing::warn!(case = case.number, action = case.action.word(), errcode, "case failed");
+        let body = self.texts.failed_to_city(case, errcode, room_number);
+        let told = self.tell_city(facts, format!("{}-failed", case.key()), body).about(case.number);
+        let told = if case.by_staff { told.replying(&case.event_id).to(&case.requester) } else { told };
+        self.finish_in(tx, due, [told]).await
+    }
+
+    /// The one changing call of a case (docs/internal-api.md).
+    async fn call(&self, case: &Case, acting: &str) -> Result<Value, CallError> {
+        let key = case.key();
+        let number = case.number.to_string();
+        let room =
+            |place: &crate::cases::Place| place.room_id.clone().unwrap_or_else(|| case.room_id.clone());
+        // A change that was asked for in the room itself is answered there by a reply; others are announced
+        // in it.
+        let elsewhere = |place: &crate::cases::Place| case.by_staff || room(place) != case.room_id;
+        let (path, body): (Vec<String>, Value) = match &case.action {
+            Action::Add { place, people } | Action::Remove { place, people } => {
+                let adding = matches!(case.action, Action::Add { .. });
+                let (add, remove) = if adding { (ids(people), vec![]) } else { (vec![], ids(people)) };
+                let notice = elsewhere(place).then(|| self.texts.members_changed(adding, people));
+                let body = json!({"case": number, "add": add, "remove": remove, "notice": notice});
+                (vec!["rooms".into(), room(place), "members".into()], body)
+            }
+            Action::Close { place } => {
+                let body = json!({"case": number, "notice": self.texts.closing_notice()});
+                (vec!["rooms".into(), room(place), "close".into()], body)
+            }
+            Action::Reopen { place } => {
+                let body = json!({"case": number, "notice": self.texts.reopening_notice()});
+                (vec!["rooms".into(), room(place), "reopen".into()], body)
+            }
+            Action::OpenSubject { subject, people, confirm_second } => {
+                let mut body = json!({
+                    "case": number, "kind": "subject", "members": ids(people), "confirm_second": confirm_second,
+                    "opening_notice": self.texts.opening_notice(), "requested_by": case.requester,
+                });
+                let mut of_subject = Map::new();
+                of_subject.insert("name".into(), subject.name.clone().into());
+                of_subject.insert("birth_date".into(), subject.birth_date.clone().into());
+                of_subject.insert("address".into(), subject.address.clone().into());
+                of_subject.insert("eligibility".into(), subject.eligibility.clone().into());
+                if let Some(note) = &subject.approval_note {
+                    of_subject.insert("approval_note".into(), note.clone().into());
+                }
+                body["subject"] = of_subject.into();
+                (vec!["rooms".into()], body)
+            }
+            Action::OpenAssociation { name, people } => {
+                let body = json!({
+                    "case": number, "kind": "association", "name": name, "members": ids(people),
+                    "opening_notice": self.texts.opening_notice(), "requested_by": case.requester, "confirm_second": false,
+                });
+                (vec!["rooms".into()], body)
+            }
+            Action::RegisterFacility { name, facility_kind } => {
+                (vec!["facilities".into()], json!({"name": name, "kind": facility_kind, "pledge": true}))
+            }
+            Action::IssueFacilityId { facility } => (
+                vec!["accounts".into()],
+                json!({"facility": facility.number, "kind": "facility", "pledge": true}),
+            ),
+            Action::IssuePersonalId { facility, name, profession } => {
+                let mut body =
+                    json!({"facility": facility.number, "kind": "personal", "name": name, "pledge": true});
+                if let Some(profession) = profession {
+                    body["profession"] = profession.clone().into();
+                }
+                (vec!["accounts".into()], body)
+            }
+            Action::IssueCode { person } => (vec!["accounts".into(), id(person), "codes".into()], json!({})),
+            Action::EndAccount { person, reason } => {
+                (vec!["accounts".into(), id(person), "end".into()], json!({"reason": reason}))
+            }
+            Action::RevokeTerminal { terminal, reason } => {
+                (vec!["terminals".into(), terminal.to_string(), "revoke".into()], json!({"reason": reason}))
+            }
+            Action::Announce { body, facilities } => {
+                let to: Option<Vec<i64>> = facilities
+                    .as_ref()
+                    .map(|all| all.iter().filter_map(|facility| facility.number).collect());
+                (vec!["announcements".into()], json!({"case": number, "body": body, "facilities": to}))
+            }
+        };
+        let mut body = body;
+        body["acting"] = acting.into();
+        let mut full = vec!["_heya", "v1"];
+        full.extend(path.iter().map(String::as_str));
+        self.server.post(&full, &key, &body).await
+    }
+}
+
+fn id(person: &Person) -> String {
+    person.user_id.clone().unwrap_or_default()
+}
+
+fn ids(people: &[Person]) -> Vec<&str> {
+    people.iter().filter_map(|person| person.user_id.as_deref()).collect()
+}

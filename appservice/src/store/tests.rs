@@ -1,0 +1,67 @@
+//! The store's promises: no newer file, no illegal change, order within a lane.
+
+use super::*;
+
+fn file(name: &str) -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("heya-city-store-{name}-{}.sqlite", std::process::id()))
+}
+
+fn remove(path: &Path) {
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{end}", path.display()));
+    }
+}
+
+#[tokio::test]
+async fn a_newer_database_is_refused() {
+    let path = file("newer");
+    let store = Store::open(&path).await.unwrap();
+    sqlx::raw_sql("PRAGMA user_version = 99").execute(&store.pool).await.unwrap();
+    store.pool.close().await;
+    assert!(matches!(Store::open(&path).await, Err(Error::NewerDatabase { found: 99, known: 1 })));
+    remove(&path);
+}
+
+#[tokio::test]
+async fn states_change_only_legally_and_are_kept() {
+    let path = file("states");
+    let store = Store::open(&path).await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    let origin = Origin { room_id: "!r", event_id: "$e", sender: "@p1", by_staff: false };
+    let action = Action::Close { place: crate::cases::Place::default() };
+    assert_eq!(file_case(&mut tx, origin, &action).await.unwrap(), Filed::New(1));
+    assert_eq!(file_case(&mut tx, origin, &action).await.unwrap(), Filed::Known(1));
+    let later = Origin { event_id: "$f", ..origin };
+    assert_eq!(file_case(&mut tx, later, &action).await.unwrap(), Filed::Open(1));
+    assert!(matches!(
+        change_case(&mut tx, 1, State::Done, "@s", None).await,
+        Err(Error::IllegalChange { case: 1 })
+    ));
+    change_case(&mut tx, 1, State::Refused, "@s", Some("理由")).await.unwrap();
+    let kept = case(&mut tx, 1).await.unwrap().unwrap();
+    assert_eq!((kept.decided_by.as_deref(), kept.reason.as_deref()), (Some("@s"), Some("理由")));
+    assert_eq!(file_case(&mut tx, later, &action).await.unwrap(), Filed::New(2));
+    let history: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM case_history").fetch_one(&mut *tx).await.unwrap();
+    assert_eq!(history, 3);
+    tx.commit().await.unwrap();
+    remove(&path);
+}
+
+#[tokio::test]
+async fn a_waiting_task_holds_its_lane_only() {
+    let path = file("lanes");
+    let store = Store::open(&path).await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    for (room, key) in [("!a", "1"), ("!a", "2"), ("!b", "3")] {
+        enqueue(&mut tx, NewTask::say(room, key.to_owned(), String::new())).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let first = store.due(0).await.unwrap().unwrap();
+    assert_eq!(first.key, "1");
+    store.postpone(first.id, 100).await.unwrap();
+    assert_eq!(store.due(0).await.unwrap().unwrap().key, "3");
+    assert_eq!(store.next_due().await.unwrap(), Some(0));
+    assert_eq!(store.due(100).await.unwrap().unwrap().key, "1");
+    remove(&path);
+}

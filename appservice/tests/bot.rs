@@ -1,0 +1,367 @@
+//! The bot against a server that forgets to answer: from consent to an open room, killed and restarted on the way.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop where it is"
+)]
+
+mod fake;
+
+use fake::{CARE_MANAGER, CITY, CONTROL, DIRECT, Fake, OTHER, ROOM, STAFF, message};
+use serde_json::json;
+
+const CONSENT: &str = "同意の報告\n対象者氏名：山田太郎\n生年月日：昭和15年5月1日\n住所：〇〇市1-2-3\n説明者：佐藤花子\n説明者の職種：ケアマネジャー\n説明日：2026/11/20\n①情報共有への同意：はい\n②市が情報を取得することへの同意：はい";
+const OPENING: &str = "部屋の開設をお願いします\n対象者氏名：山田太郎\n生年月日：1940-05-01\n住所：〇〇市1-2-3\n要件：①\nメンバー：みどり薬局の鈴木一郎さん";
+
+/// Consent → request → approval → exactly one room, although the first answer is lost, the bot is killed between the
+/// steps and every transaction comes twice.
+#[tokio::test]
+async fn a_room_is_opened_once() {
+    let fake = Fake::start().await;
+    let mut bot = fake.bot().await;
+
+    bot.deliver("1", json!([message(DIRECT, "$consent", CARE_MANAGER, CONSENT)])).await;
+    bot.deliver("1", json!([message(DIRECT, "$consent", CARE_MANAGER, CONSENT)])).await;
+    fake.said(DIRECT, "同意の報告を受け付けました").await;
+    fake.said(CONTROL, "同意の報告がありました").await;
+
+    bot.restart().await;
+    fake.lose_answers("send", 1);
+    bot.deliver("2", json!([message(DIRECT, "$open", CARE_MANAGER, OPENING)])).await;
+    bot.deliver("2", json!([message(DIRECT, "$open", CARE_MANAGER, OPENING)])).await;
+    let shown = fake.said(CONTROL, "案件 1（").await;
+    assert!(shown.body.contains("みどり薬局 鈴木一郎（p104300）"), "who would be in: {}", shown.body);
+    assert!(shown.body.contains("あおば居宅 佐藤花子（p104217）"), "the requester is in: {}", shown.body);
+    let receipt = fake.said(DIRECT, "案件 1").await;
+    assert_eq!(receipt.mentions, [CARE_MANAGER]);
+    assert_eq!(receipt.reply_to.as_deref(), Some("$open"));
+    assert_eq!(fake.rooms_opened(), 0, "nothing happens before approval");
+
+    // The room is made but the answer is lost; the bot dies before it can ask again.
+    fake.lose_answers("open", 1);
+    fake.hold("open");
+    // The bot's own message comes back to it before anybody's reaction, as in every transaction.
+    let mut own = message(CONTROL, &shown.event_id, CITY, "");
+    own["content"] = shown.content.clone();
+    let approval = json!([own, reaction(&shown.event_id, "✅")]);
+    bot.deliver("3", approval.clone()).await;
+    fake.called("open").await;
+    bot.restart().await;
+    bot.deliver("3", approval).await;
+    fake.release();
+    fake.said(DIRECT, "部屋番号は 14 です").await;
+    fake.said(CONTROL, "案件 1 を完了しました").await;
+    assert_eq!(fake.rooms_opened(), 1);
+    let call = fake.last_call("open");
+    assert_eq!(call["acting"], STAFF);
+    assert_eq!(call["members"], json!([CARE_MANAGER, "@p104300:example.jp"]));
+    assert_eq!(fake.keys("open"), ["case-1-open"]);
+
+    // A second approval says so.
+    bot.deliver("4", json!([message(CONTROL, "$again", STAFF, "承認 1")])).await;
+    fake.said(CONTROL, "案件 1 はすでに「完了」です").await;
+    assert_eq!(fake.rooms_opened(), 1);
+    fake.nothing_was_said_twice();
+}
+
+#[tokio::test]
+async fn no_room_without_consent() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    bot.deliver(
+        "1",
+        json!([message(
+            DIRECT,
+            "$c",
+            CARE_MANAGER,
+            &CONSENT.replace("取得することへの同意：はい", "取得することへの同意：")
+        )]),
+    )
+    .await;
+    let answer = fake.said(DIRECT, "そろっていません").await;
+    assert!(
+        answer.body.contains("・②市が情報を取得することへの同意") && !answer.body.contains("・①"),
+        "{}",
+        answer.body
+    );
+    bot.deliver("2", json!([message(DIRECT, "$o", CARE_MANAGER, OPENING)])).await;
+    fake.said(DIRECT, "同意の報告がまだありません").await;
+    bot.deliver("3", json!([message(CONTROL, "$a", STAFF, "承認 1")])).await;
+    fake.said(CONTROL, "すでに「差し戻し」です").await;
+    assert_eq!(fake.rooms_opened(), 0);
+}
+
+#[tokio::test]
+async fn members_are_added_after_approval_only() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    let ask = "みどり薬局の鈴木一郎さんを追加してください";
+    bot.deliver(
+        "1",
+        json!([
+            message(ROOM, "$1", CARE_MANAGER, ask),
+            message(ROOM, "$2", CARE_MANAGER, "追加の薬をお願いします")
+        ]),
+    )
+    .await;
+    fake.said(CONTROL, "案件 1（").await;
+    bot.deliver("2", json!([message(ROOM, "$3", OTHER, ask)])).await;
+    fake.said(ROOM, "同じ依頼をすでに受け付けています（案件 1）").await;
+    // Approval counts in the control room, from staff.
+    bot.deliver("3", json!([message(ROOM, "$4", STAFF, "承認 1"), message(CONTROL, "$5", OTHER, "承認 1")]))
+        .await;
+    bot.deliver("4", json!([message(CONTROL, "$6", STAFF, "案件 1")])).await;
+    fake.said(CONTROL, "案件 1：受付").await;
+    assert_eq!(fake.keys("members"), Vec::<String>::new());
+    bot.deliver("5", json!([message(CONTROL, "$7", STAFF, "承認　１")])).await;
+    let done = fake.said(ROOM, "完了しました（案件 1）").await;
+    assert_eq!(done.mentions, [CARE_MANAGER]);
+    assert_eq!(fake.keys("members"), ["case-1-add"]);
+    assert_eq!(fake.last_call("members")["add"], json!(["@p104300:example.jp"]));
+    fake.nothing_was_said_twice();
+}
+
+#[tokio::test]
+async fn a_doubt_is_asked_and_answered_by_the_same_person() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    bot.deliver("1", json!([message(ROOM, "$1", CARE_MANAGER, "本日でこの部屋を終了します")])).await;
+    fake.said(ROOM, "市への依頼でしょうか").await;
+    bot.deliver("2", json!([message(ROOM, "$2", OTHER, "はい"), message(CONTROL, "$3", STAFF, "案件")]))
+        .await;
+    fake.said(CONTROL, "未完了の案件はありません").await;
+    bot.deliver("3", json!([message(ROOM, "$4", CARE_MANAGER, "はい")])).await;
+    fake.said(CONTROL, "部屋の終了：部屋 7「山田さんの部屋」").await;
+    bot.deliver("4", json!([message(CONTROL, "$5", STAFF, "差し戻し 1 もう少しお待ちください")])).await;
+    fake.said(ROOM, "理由：もう少しお待ちください").await;
+    assert_eq!(fake.keys("close"), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn staff_commands_are_cases_carried_out_at_once() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    bot.deliver("1", json!([message(CONTROL, "$1", STAFF, "追加 7 鈴木")])).await;
+    let asked = fake.said(CONTROL, "「鈴木」はどなたでしょうか").await;
+    assert!(asked.body.contains("p104300"), "{}", asked.body);
+    bot.deliver("2", json!([message(CONTROL, "$2", STAFF, "指定 1 p104300")])).await;
+    fake.said(CONTROL, "案件 1 を完了しました").await;
+    assert_eq!(fake.keys("members"), ["case-1-add"]);
+
+    // A refusal for good blocks nothing and says what to do.
+    fake.refuse("close", 403, "M_FORBIDDEN");
+    bot.deliver("3", json!([message(CONTROL, "$3", STAFF, "終了 7")])).await;
+    fake.said(CONTROL, "案件 2 を行えませんでした（M_FORBIDDEN）").await;
+    bot.deliver("4", json!([message(CONTROL, "$4", STAFF, "事業所登録 ひまわり医院 医療機関 誓約済")])).await;
+    fake.said(CONTROL, "事業所番号：9").await;
+    bot.deliver("5", json!([message(CONTROL, "$5", STAFF, "承認 2")])).await;
+    fake.said(CONTROL, "案件 2 を完了しました").await;
+    assert_eq!(fake.keys("close"), ["case-2-close", "case-2-close-2"]);
+}
+
+#[tokio::test]
+async fn a_second_room_needs_a_word() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    bot.deliver(
+        "1",
+        json!([message(DIRECT, "$c", CARE_MANAGER, CONSENT), message(DIRECT, "$o", CARE_MANAGER, OPENING)]),
+    )
+    .await;
+    fake.said(CONTROL, "案件 1（").await;
+    fake.refuse("open", 409, "JP_HEYA_SUBJECT_HAS_ROOM");
+    bot.deliver("2", json!([message(CONTROL, "$1", STAFF, "承認 1")])).await;
+    fake.said(CONTROL, "「承認 1 二つ目」").await;
+    bot.deliver("3", json!([message(CONTROL, "$2", STAFF, "承認 1 二つ目")])).await;
+    fake.said(DIRECT, "部屋番号は 14 です").await;
+    assert_eq!(fake.keys("open"), ["case-1-open", "case-1-open-2"]);
+    assert_eq!(fake.last_call("open")["confirm_second"], true);
+}
+
+#[tokio::test]
+async fn from_outside_a_room_only_its_members_may_ask() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    let ask = "部屋7にみどり薬局の鈴木一郎さんを追加してください";
+    bot.deliver("1", json!([message(DIRECT, "$1", "@p104300:example.jp", ask)])).await;
+    fake.said(DIRECT, "メンバーではない方からの依頼はお受けできません").await;
+    bot.deliver("2", json!([message("!other", "$2", CARE_MANAGER, ask)])).await;
+    let shown = fake.said(CONTROL, "案件 2（依頼：あおば居宅 佐藤花子（p104217）").await;
+    assert!(shown.body.contains("部屋 7「山田さんの部屋」"), "{}", shown.body);
+    bot.deliver(
+        "3",
+        json!([message(DIRECT, "$3", CARE_MANAGER, "みどり薬局の鈴木一郎さんを追加してください")]),
+    )
+    .await;
+    fake.said(DIRECT, "市が開設した部屋ではありません").await;
+}
+
+#[tokio::test]
+async fn withdrawn_consent_is_none() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    let withdrawal = "同意の撤回\n対象者氏名：山田 太郎\n生年月日：S15.5.1";
+    bot.deliver(
+        "1",
+        json!([
+            message(DIRECT, "$1", CARE_MANAGER, CONSENT),
+            message(DIRECT, "$2", CARE_MANAGER, withdrawal)
+        ]),
+    )
+    .await;
+    fake.said(CONTROL, "同意の撤回がありました").await;
+    bot.deliver("2", json!([message(DIRECT, "$3", CARE_MANAGER, OPENING)])).await;
+    fake.said(DIRECT, "同意の報告がまだありません").await;
+}
+
+#[tokio::test]
+async fn consent_withdrawn_before_approval_opens_nothing() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    bot.deliver(
+        "1",
+        json!([message(DIRECT, "$1", CARE_MANAGER, CONSENT), message(DIRECT, "$2", CARE_MANAGER, OPENING)]),
+    )
+    .await;
+    fake.said(CONTROL, "案件 1（").await;
+    let withdrawal = message(CONTROL, "$3", STAFF, "同意の撤回\n対象者氏名：山田太郎\n生年月日：1940-05-01");
+    bot.deliver("2", json!([withdrawal, message(CONTROL, "$4", STAFF, "承認 1")])).await;
+    fake.said(CONTROL, "同意が撤回されているため").await;
+    assert_eq!(fake.rooms_opened(), 0);
+    bot.deliver(
+        "3",
+        json!([message(CONTROL, "$5", STAFF, CONSENT), message(CONTROL, "$6", STAFF, "承認 1")]),
+    )
+    .await;
+    fake.said(DIRECT, "部屋番号は 14 です").await;
+    assert_eq!(fake.rooms_opened(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_written_is_told_to_the_city() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    fake.refuse("send", 403, "M_FORBIDDEN");
+    bot.deliver("1", json!([message(ROOM, "$1", CARE_MANAGER, "この部屋を終了したいです")])).await;
+    fake.said(CONTROL, "部屋に返事を書けませんでした（M_FORBIDDEN）").await;
+    bot.deliver("2", json!([message(ROOM, "$2", CARE_MANAGER, "この部屋を終了してください")])).await;
+    fake.said(ROOM, "案件 1").await;
+}
+
+#[tokio::test]
+async fn the_bot_follows_invitations() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    let invite = json!({"type": "m.room.member", "room_id": DIRECT, "event_id": "$i", "sender": CARE_MANAGER,
+        "state_key": CITY, "content": {"membership": "invite"}});
+    bot.deliver("1", json!([invite])).await;
+    fake.said(DIRECT, "窓口です").await;
+}
+
+#[tokio::test]
+async fn edits_notices_and_the_bot_itself_are_not_heard() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    let ask = "みどり薬局の鈴木一郎さんを追加してください";
+    let mut edit = message(ROOM, "$1", CARE_MANAGER, ask);
+    edit["content"]["m.relates_to"] = json!({"rel_type": "m.replace", "event_id": "$0"});
+    let mut notice = message(ROOM, "$2", CARE_MANAGER, ask);
+    notice["content"]["msgtype"] = "m.notice".into();
+    let mut quoted =
+        message(ROOM, "$3", CARE_MANAGER, &format!("> <@x:example.jp> {ask}\n\nありがとうございます"));
+    quoted["content"]["m.relates_to"] = json!({"m.in_reply_to": {"event_id": "$0"}});
+    bot.deliver("1", json!([edit, notice, quoted, message(ROOM, "$4", CITY, ask), {"type": 1}])).await;
+    // A transaction that was taken is not looked at again, whatever is in it.
+    bot.deliver("1", json!([message(ROOM, "$6", CARE_MANAGER, ask)])).await;
+    bot.deliver("2", json!([message(CONTROL, "$5", STAFF, "案件")])).await;
+    fake.said(CONTROL, "未完了の案件はありません").await;
+}
+
+#[tokio::test]
+async fn only_the_server_may_call() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    assert_eq!(bot.call("PUT", "transactions/9", None, "{\"events\":[]}").await, 403);
+    assert_eq!(bot.call("PUT", "transactions/9", Some("wrong"), "{\"events\":[]}").await, 403);
+    assert_eq!(bot.call("PUT", "transactions/9", Some(fake::HS_TOKEN), "{}").await, 400);
+    assert_eq!(
+        bot.call("PUT", "transactions/9", Some(fake::HS_TOKEN), &" ".repeat(9 * 1024 * 1024)).await,
+        413
+    );
+    assert_eq!(bot.call("POST", "ping", Some(fake::HS_TOKEN), "{}").await, 200);
+    assert_eq!(bot.call("GET", "rooms/%23x:example.jp", Some(fake::HS_TOKEN), "").await, 404);
+    assert_eq!(bot.call("GET", "users/@city:example.jp", Some(fake::HS_TOKEN), "").await, 200);
+    assert_eq!(bot.call("GET", "users/@p1:example.jp", Some(fake::HS_TOKEN), "").await, 404);
+}
+
+fn reaction(about: &str, key: &str) -> serde_json::Value {
+    json!({"type": "m.reaction", "room_id": CONTROL, "event_id": "$reaction", "sender": STAFF,
+        "content": {"m.relates_to": {"rel_type": "m.annotation", "event_id": about, "key": key}}})
+}
+
+/// The whole way once for every call the bot makes: there it is killed while the server already acted.
+#[tokio::test]
+async fn killed_at_every_call_nothing_is_lost_or_doubled() {
+    for step in 1..=12 {
+        let fake = Fake::start().await;
+        let mut bot = fake.bot().await;
+        fake.hold_call(step);
+        let events = json!([
+            message(DIRECT, "$c", CARE_MANAGER, CONSENT),
+            message(DIRECT, "$o", CARE_MANAGER, OPENING)
+        ]);
+        bot.deliver("1", events.clone()).await;
+        let mut killed = false;
+        let mut approved = false;
+        loop {
+            match fake
+                .held_or(|said| {
+                    if approved {
+                        said.room == DIRECT && said.body.contains("部屋番号は 14")
+                    } else {
+                        said.body.contains("案件 1（")
+                    }
+                })
+                .await
+            {
+                fake::Reached::Held => {
+                    killed = true;
+                    bot.restart().await;
+                    fake.release();
+                    bot.deliver("1", events.clone()).await;
+                }
+                fake::Reached::Said if !approved => {
+                    approved = true;
+                    bot.deliver("2", json!([message(CONTROL, "$a", STAFF, "承認 1")])).await;
+                    // Approved before it was examined to the end is answered, not lost; then once more.
+                }
+                fake::Reached::Said => break,
+            }
+        }
+        fake.said(CONTROL, "案件 1 を完了しました").await;
+        assert_eq!(fake.rooms_opened(), 1, "step {step}");
+        fake.nothing_was_said_twice();
+        // Two about the consent, two about the case, the opening, two about its end.
+        assert_eq!(killed, step <= 7, "step {step}");
+        if step > 7 {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_bot_stops_when_told() {
+    let fake = Fake::start().await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let bot = fake
+        .bot_until(async {
+            let _ = stopped.await;
+        })
+        .await;
+    bot.deliver("1", json!([message(CONTROL, "$1", STAFF, "ヘルプ")])).await;
+    fake.said(CONTROL, "使えることば").await;
+    stop.send(()).unwrap();
+    bot.ended().await;
+}

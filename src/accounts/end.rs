@@ -1,0 +1,109 @@
+//! One action ends a person's access everywhere: sessions, certificates of terminals that only they use, memberships,
+//! pushers, codes (C17, H14).
+
+use std::sync::Arc;
+
+use ruma::UserId;
+
+use super::{sessions, terminals};
+use crate::{
+    audit,
+    error::{Result, not_found},
+    push::Pushers,
+    rooms::{batch::Batch, member},
+    server::Server,
+    store,
+};
+
+/// What was ended.
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Ended {
+    /// Sessions.
+    pub sessions: usize,
+    /// Terminals whose certificates were revoked.
+    pub terminals: usize,
+    /// Rooms left.
+    pub rooms: usize,
+}
+
+/// The parts of the server that a unit needs for this.
+#[derive(Clone)]
+pub struct Parts {
+    sessions: Arc<sessions::Sessions>,
+    terminals: Arc<terminals::Terminals>,
+    pushers: Arc<Pushers>,
+}
+
+impl Parts {
+    /// Of a server.
+    pub fn of(server: &Server) -> Self {
+        Self {
+            sessions: Arc::clone(&server.sessions),
+            terminals: Arc::clone(&server.terminals),
+            pushers: Arc::clone(&server.pushers),
+        }
+    }
+}
+
+/// Ends an account.
+pub async fn account(
+    batch: &mut Batch,
+    parts: &Parts,
+    user_id: &UserId,
+    reason: &str,
+    acting: &str,
+) -> Result<Ended> {
+    let now = batch.now;
+    let found = store::accounts::account(batch.reading(), user_id.as_str())
+        .await?
+        .filter(|account| account.kind != "appservice")
+        .ok_or_else(|| not_found("There is no such account."))?;
+    let mut ended = Ended::default();
+    if found.status == "ended" {
+        return Ok(ended);
+    }
+    for terminal in store::accounts::terminals_of(batch.reading(), user_id.as_str()).await? {
+        let certificates = store::accounts::certificates_of(batch.reading(), terminal.id).await?;
+        let live = certificates.iter().any(|certificate| certificate.revoked_at.is_none());
+        if live && !store::accounts::terminal_is_shared(batch.reading(), terminal.id, user_id.as_str()).await? {
+            ended.sessions +=
+                terminals::revoke(batch, &parts.terminals, &parts.sessions, terminal.id, reason, acting).await?;
+            ended.terminals += 1;
+        }
+    }
+    ended.sessions += sessions::end_all(batch, &parts.sessions, user_id, None).await?;
+    let rooms: Vec<_> = batch
+        .live
+        .user(user_id)
+        .rooms
+        .read()
+        .iter()
+        .filter(|(_, m)| matches!(m.membership.as_str(), "join" | "invite" | "knock"))
+        .map(|(room_id, _)| room_id.clone())
+        .collect();
+    for room_id in rooms {
+        member::leave(batch, &room_id, user_id, None).await?;
+        ended.rooms += 1;
+    }
+    let conn = batch.sql().await?;
+    store::push::delete_all(conn, user_id.as_str()).await?;
+    store::run!(
+        conn,
+        "UPDATE enrolment_codes SET spent_at = $2 WHERE user_id = $1 AND spent_at IS NULL",
+        user_id.as_str(),
+        now
+    )?;
+    store::accounts::set_status(conn, user_id.as_str(), "ended", now).await?;
+    let (pushers, user) = (parts.pushers.clone(), user_id.to_owned());
+    batch.after_commit(move || pushers.forget(&user));
+    batch.audit(audit::Entry {
+        at: now,
+        actor: acting.to_owned(),
+        action: "account.end".to_owned(),
+        target: user_id.to_string(),
+        result: "ok".to_owned(),
+        detail: reason.to_owned(),
+        ..audit::Entry::default()
+    });
+    Ok(ended)
+}

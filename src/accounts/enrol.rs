@@ -1,0 +1,273 @@
+//! Enrolment (DESIGN 3): user ID + password + one-time code → own password → certificate for this terminal.
+//!
+//! The steps of one person are one *enrolment session*, known by a cookie and kept in memory for 30 minutes: only as
+//! long is the private key known to anybody but the terminal. A crash in between costs a new code, never access.
+
+use std::{collections::HashMap, sync::Arc};
+
+use ruma::OwnedUserId;
+
+use super::{
+    login::{refused, typed, user_id_of},
+    passwords::{self, PASSWORD_BYTES_MAX},
+    register::code_normal,
+    sessions::hash_of,
+    terminals,
+};
+use crate::{
+    audit,
+    error::{Code, Error, Result, forbidden, invalid, refuse},
+    rooms::{committer::Hint, live::parking::Mutex},
+    server::Server,
+    store::{self, accounts::Terminal},
+    tls::{self, IssuedCertificate, TerminalSubject},
+};
+
+/// How long an enrolment session lasts.
+const SESSION_MS: i64 = 30 * 60_000;
+/// Enrolments at once.
+const ENROLMENTS_MAX: usize = 1_000;
+/// The longest name of a terminal, in characters.
+const LABEL_MAX: usize = 40;
+
+/// Enrolments under way, by the hash of their cookie.
+#[derive(Default)]
+pub struct Enrolments(Mutex<HashMap<String, Arc<Enrolment>>>);
+
+/// One enrolment.
+pub struct Enrolment {
+    /// Who.
+    pub user_id: OwnedUserId,
+    /// What people see.
+    pub display_name: String,
+    /// Whether it is for a further terminal: then no password is set.
+    pub further: bool,
+    /// Hidden in the forms.
+    pub csrf: String,
+    code_hash: String,
+    private_ok: bool,
+    names: Vec<String>,
+    began: i64,
+    issued: Mutex<Option<Arc<Bundle>>>,
+}
+
+/// What is fetched at the end.
+pub struct Bundle {
+    /// The certificate and its key, forgotten with the session.
+    pub certificate: IssuedCertificate,
+    /// The password of the PKCS#12 files.
+    pub password: String,
+}
+
+impl Enrolments {
+    /// The enrolment of a cookie.
+    pub fn of(&self, cookie: &str, now: i64) -> Option<Arc<Enrolment>> {
+        let mut all = self.0.lock();
+        all.retain(|_, enrolment| now - enrolment.began < SESSION_MS);
+        all.get(&hash_of(cookie)).cloned()
+    }
+
+    fn insert(&self, enrolment: Enrolment) -> Result<String> {
+        let cookie = crate::clock::random_token(43);
+        let mut all = self.0.lock();
+        if all.len() >= ENROLMENTS_MAX {
+            return Err(refuse(
+                Code::LimitExceeded { retry_after_ms: 60_000 },
+                "ただいま登録が混み合っています。しばらくしてからもう一度お試しください。",
+            ));
+        }
+        all.insert(hash_of(&cookie), Arc::new(enrolment));
+        Ok(cookie)
+    }
+}
+
+impl Enrolment {
+    /// What can be fetched, once it was issued.
+    pub fn bundle(&self) -> Option<Arc<Bundle>> {
+        self.issued.lock().clone()
+    }
+
+    /// Minutes until the key is forgotten.
+    pub fn minutes_left(&self, now: i64) -> i64 {
+        ((self.began + SESSION_MS - now) / 60_000).max(0)
+    }
+}
+
+/// Step one: checks ID, password and code with exactly one hash run, and begins an enrolment session. Whatever was
+/// wrong, the refusal is the same; failures count as failed logins do.
+pub async fn begin(server: &Arc<Server>, id: &str, password: &str, code: &str) -> Result<(String, Arc<Enrolment>)> {
+    let id = typed(id);
+    let now = server.now();
+    let user_id = user_id_of(server, &id);
+    let code_hash = hash_of(&code_normal(code));
+    let locked = server.lockout.is_locked(&id, None, now);
+    let mut conn = server.db.read().await?;
+    let account = match &user_id {
+        Some(user_id) => store::accounts::account(&mut conn, user_id.as_str()).await?,
+        None => None,
+    };
+    let code = store::accounts::code(&mut conn, &code_hash).await?;
+    let facility = match account.as_ref().and_then(|a| a.facility) {
+        Some(facility) => store::accounts::facility(&mut conn, facility).await?,
+        None => None,
+    };
+    drop(conn);
+    let fits = match (&account, &code) {
+        (Some(account), Some(code)) => {
+            code.user_id == account.user_id
+                && code.spent_at.is_none()
+                && code.expires_at > now
+                && account.status != "ended"
+                // The initial password with the first code, one's own with a further one.
+                && code.further == account.password_own
+        }
+        _ => false,
+    };
+    let usable = !locked && password.len() <= PASSWORD_BYTES_MAX;
+    let hash = account.as_ref().and_then(|a| a.password_hash.clone()).filter(|_| usable);
+    let right = server
+        .passwords
+        .verify(if usable { password } else { "" }, hash.as_deref().unwrap_or(server.passwords.decoy()))
+        .await?;
+    let (Some(user_id), Some(account), Some(code), true) = (user_id, account, code, right && hash.is_some() && fits)
+    else {
+        server.lockout.failed(&id, None, now);
+        return Err(refused());
+    };
+    server.lockout.succeeded(&id, None);
+    let display_name = account.display_name.clone().unwrap_or_default();
+    let mut names = vec![account.name, user_id.localpart().to_owned()];
+    names.extend(facility.map(|facility| facility.name));
+    let cookie = server.enrolments.insert(Enrolment {
+        user_id,
+        display_name,
+        further: code.further,
+        csrf: crate::clock::random_token(32),
+        code_hash: code.code_hash,
+        private_ok: code.private_ok,
+        names,
+        began: now,
+        issued: Mutex::default(),
+    })?;
+    let enrolment =
+        server.enrolments.of(&cookie, now).ok_or_else(|| Error::internal("an enrolment vanished"))?;
+    Ok((cookie, enrolment))
+}
+
+/// What step two asks.
+pub struct Choice {
+    /// The new password; none for a further terminal.
+    pub new_password: Option<String>,
+    /// What people call the terminal.
+    pub label: String,
+    /// A private terminal: only where the city has approved it (H20).
+    pub private: bool,
+}
+
+/// Step two: sets the password, spends the code, and issues this terminal's certificate, in one unit. A second press
+/// of the button changes nothing.
+pub async fn finish(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: Choice) -> Result<Arc<Bundle>> {
+    if let Some(bundle) = enrolment.bundle() {
+        return Ok(bundle);
+    }
+    let label = choice.label.trim().to_owned();
+    if label.is_empty() || label.chars().count() > LABEL_MAX || label.chars().any(char::is_control) {
+        return Err(invalid(format!("端末の名前を{LABEL_MAX}文字以内で入力してください。")));
+    }
+    if choice.private && !enrolment.private_ok {
+        return Err(forbidden("私的端末は、市の承認がないと登録できません。下の窓口にご相談ください。"));
+    }
+    if !server.ca.has_key() {
+        return Err(forbidden("電子証明書は市が別に発行します。下の窓口にお問い合わせください。"));
+    }
+    let hash = match (&choice.new_password, enrolment.further) {
+        (Some(password), false) => Some(new_password_hash(server, enrolment, password).await?),
+        (None, true) => None,
+        (None, false) => return Err(invalid("新しいパスワードを入力してください。")),
+        (Some(_), true) => return Err(invalid("ここではパスワードは変わりません。")),
+    };
+    let parts = (Arc::clone(&server.ca), Arc::clone(&server.terminals));
+    let (server_name, days) = (server.name.to_string(), server.config.tls.client_days);
+    let enrolling = Arc::clone(enrolment);
+    let certificate = server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                let now = batch.now;
+                let user_id = enrolling.user_id.as_str();
+                if !store::accounts::spend_code(batch.sql().await?, &enrolling.code_hash, now).await? {
+                    return Err(refused());
+                }
+                let account = store::accounts::account(batch.reading(), user_id)
+                    .await?
+                    .filter(|account| account.status != "ended")
+                    .ok_or_else(refused)?;
+                let facility = account.facility.ok_or_else(|| Error::internal("an account without a facility"))?;
+                let conn = batch.sql().await?;
+                if let Some(hash) = hash {
+                    store::accounts::set_password(conn, user_id, &hash, true, now).await?;
+                    store::accounts::set_status(conn, user_id, "active", now).await?;
+                }
+                let id = store::meta::next_number(conn, "terminal", 1).await?;
+                let issued = parts
+                    .0
+                    .issue(
+                        &TerminalSubject {
+                            // No person's name: TLS 1.2 sends certificates in clear.
+                            common_name: format!("Heya terminal {id}"),
+                            terminal: id,
+                            facility,
+                            server_name,
+                        },
+                        terminals::at(now),
+                        time::Duration::days(i64::from(days)),
+                    )
+                    .map_err(|error| Error::internal(error.to_string()))?;
+                let terminal = Terminal {
+                    id,
+                    facility,
+                    label,
+                    ownership: if choice.private { "private" } else { "facility" }.to_owned(),
+                    enrolled_by: user_id.to_owned(),
+                    last_seen: None,
+                };
+                terminals::add(batch, &parts.1, terminal, terminals::row(&issued, id)).await?;
+                batch.audit(audit::Entry {
+                    at: now,
+                    actor: user_id.to_owned(),
+                    action: "terminal.enrol".to_owned(),
+                    terminal: Some(id),
+                    certificate: Some(tls::hex(&issued.serial)),
+                    target: format!("terminal {id}"),
+                    result: "ok".to_owned(),
+                    ..audit::Entry::default()
+                });
+                Ok(issued)
+            })
+        })
+        .await?;
+    let bundle = Arc::new(Bundle { certificate, password: crate::clock::readable_code(12) });
+    *enrolment.issued.lock() = Some(Arc::clone(&bundle));
+    Ok(bundle)
+}
+
+async fn new_password_hash(server: &Server, enrolment: &Enrolment, password: &str) -> Result<String> {
+    let names: Vec<&str> = enrolment.names.iter().map(String::as_str).collect();
+    passwords::check_rules(password, server.config.policy.password_length_min, &names)?;
+    check_not_used_before(server, enrolment.user_id.as_str(), password).await?;
+    server.passwords.hash(password).await
+}
+
+/// Refuses a password that the account has or had (C7).
+pub async fn check_not_used_before(server: &Server, user_id: &str, password: &str) -> Result<()> {
+    let mut conn = server.db.read().await?;
+    let n = i64::try_from(server.config.policy.password_history).unwrap_or(i64::MAX);
+    let mut former = store::accounts::password_history(&mut conn, user_id, n).await?;
+    former.extend(store::accounts::account(&mut conn, user_id).await?.and_then(|account| account.password_hash));
+    drop(conn);
+    for hash in former {
+        if server.passwords.verify(password, &hash).await? {
+            return Err(refuse(Code::WeakPassword, "以前に使ったパスワードは使えません。"));
+        }
+    }
+    Ok(())
+}

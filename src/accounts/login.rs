@@ -1,0 +1,253 @@
+//! Logging in: password right **and** certificate valid and of one of the account's facilities. Whatever was wrong,
+//! the answer is one identical 403 that cost exactly one hash run (DESIGN 1, C11).
+
+use std::{collections::HashMap, sync::Arc};
+
+use ruma::{OwnedUserId, UserId};
+use unicode_normalization::UnicodeNormalization as _;
+
+use super::{
+    passwords::PASSWORD_BYTES_MAX,
+    sessions,
+    terminals::{self, Known},
+};
+use crate::{
+    audit,
+    error::{Error, Result, forbidden},
+    rooms::{city, committer::Hint, live::parking::Mutex},
+    server::Server,
+    store,
+};
+
+/// Pairs of ID and terminal remembered.
+const REMEMBERED_MAX: usize = 50_000;
+/// An ID is locked everywhere after so many times the failures of one terminal.
+const ANYWHERE_FACTOR: u32 = 6;
+
+/// Failed logins by (ID as typed, terminal) and, with a higher ceiling, by ID.
+pub struct Lockout {
+    failures_max: u32,
+    lock_ms: i64,
+    failures: Mutex<HashMap<(String, Option<i64>), (u32, i64)>>,
+}
+
+impl Lockout {
+    /// Locks after `failures_max` for `minutes`.
+    pub fn new(failures_max: u32, minutes: u32) -> Self {
+        Self { failures_max: failures_max.max(1), lock_ms: i64::from(minutes) * 60_000, failures: Mutex::default() }
+    }
+
+    fn ceilings(&self, id: &str, terminal: Option<i64>) -> [((String, Option<i64>), u32); 2] {
+        [
+            ((id.to_owned(), terminal.or(Some(0))), self.failures_max),
+            ((id.to_owned(), None), self.failures_max * ANYWHERE_FACTOR),
+        ]
+    }
+
+    /// Whether the ID is locked on this terminal.
+    pub fn is_locked(&self, id: &str, terminal: Option<i64>, now: i64) -> bool {
+        let failures = self.failures.lock();
+        self.ceilings(id, terminal)
+            .iter()
+            .any(|(key, max)| failures.get(key).is_some_and(|(n, at)| n >= max && now - at < self.lock_ms))
+    }
+
+    /// Counts a failure; true where it is the one that locks.
+    pub fn failed(&self, id: &str, terminal: Option<i64>, now: i64) -> bool {
+        let mut failures = self.failures.lock();
+        if failures.len() >= REMEMBERED_MAX {
+            failures.retain(|_, (_, at)| now - *at < self.lock_ms);
+        }
+        let mut locks = false;
+        for (key, max) in self.ceilings(id, terminal) {
+            let (n, at) = failures.entry(key).or_insert((0, now));
+            if now - *at >= self.lock_ms {
+                *n = 0;
+            }
+            *n += 1;
+            *at = now;
+            locks |= *n == max;
+        }
+        locks
+    }
+
+    /// Forgets the failures of an ID on a terminal after a success.
+    pub fn succeeded(&self, id: &str, terminal: Option<i64>) {
+        self.failures.lock().remove(&(id.to_owned(), terminal.or(Some(0))));
+    }
+}
+
+/// A login that was asked for.
+pub struct Attempt {
+    /// The ID as typed: a login id or a whole user id.
+    pub id: String,
+    /// The password.
+    pub password: String,
+    /// The terminal of the connection.
+    pub terminal: Option<Known>,
+    /// The device to log in as; a new one where none is named.
+    pub device_id: Option<String>,
+    /// The device's name.
+    pub device_name: Option<String>,
+    /// Where from.
+    pub address: std::net::IpAddr,
+}
+
+/// A login that succeeded.
+pub struct LoggedIn {
+    /// Who.
+    pub user_id: OwnedUserId,
+    /// The device.
+    pub device_id: String,
+    /// The access token.
+    pub token: String,
+}
+
+/// The one refusal.
+pub fn refused() -> Error {
+    forbidden(
+        "The ID or the password is wrong, or this terminal may not be used with it \
+         (利用者IDまたはパスワードが違うか、この端末では使えません).",
+    )
+}
+
+/// Checks ID and password with exactly one hash run; who it is, or none.
+async fn who_is(server: &Server, attempt: &Attempt, id: &str) -> Result<Option<OwnedUserId>> {
+    let user_id = user_id_of(server, id);
+    let terminal = attempt.terminal.as_ref().map(|known| known.terminal);
+    let locked = server.lockout.is_locked(id, terminal, server.now());
+    let too_long = attempt.password.len() > PASSWORD_BYTES_MAX;
+    let account = match &user_id {
+        Some(user_id) if !locked && !too_long => {
+            let mut conn = server.db.read().await?;
+            let account = store::accounts::account(&mut conn, user_id.as_str()).await?;
+            let here = match &attempt.terminal {
+                Some(known) => terminals::belongs(&mut conn, user_id, known.facility).await?,
+                None => true,
+            };
+            account.filter(|a| here && a.status == "active" && a.password_own && a.kind != "appservice")
+        }
+        _ => None,
+    };
+    let hash = account.as_ref().and_then(|a| a.password_hash.as_deref());
+    let password = if too_long { "" } else { attempt.password.as_str() };
+    let right = server.passwords.verify(password, hash.unwrap_or(server.passwords.decoy())).await?;
+    Ok(if right && hash.is_some() { user_id } else { None })
+}
+
+/// The ID in one form, for counting failures: NFKC, lower case, without spaces.
+pub fn typed(id: &str) -> String {
+    id.nfkc().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).take(255).collect()
+}
+
+/// The user id of a login id as typed.
+pub fn user_id_of(server: &Server, id: &str) -> Option<OwnedUserId> {
+    let user_id = if id.starts_with('@') {
+        <&UserId>::try_from(id).ok()?.to_owned()
+    } else {
+        UserId::parse_with_server_name(id, &server.name).ok()?
+    };
+    server.is_local(&user_id).then_some(user_id)
+}
+
+/// Logs in.
+pub async fn log_in(server: &Arc<Server>, attempt: Attempt) -> Result<LoggedIn> {
+    let id = typed(&attempt.id);
+    let now = server.now();
+    let terminal = attempt.terminal.as_ref().map(|known| known.terminal);
+    let Some(user_id) = who_is(server, &attempt, &id).await? else {
+        let locks = server.lockout.failed(&id, terminal, now);
+        record_failure(server, &attempt, &id, locks).await?;
+        return Err(refused());
+    };
+    server.lockout.succeeded(&id, terminal);
+    let device_id = attempt.device_id.clone().unwrap_or_else(|| crate::clock::readable_code(10));
+    let sessions = Arc::clone(&server.sessions);
+    let device_name = attempt.device_name.clone();
+    let (for_unit, device) = (user_id.clone(), device_id.clone());
+    let entry = entry(&attempt, user_id.as_str(), now, "login", "ok");
+    let token = server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                // Between the check and this unit the account may have been ended.
+                let account = store::accounts::account(batch.reading(), for_unit.as_str()).await?;
+                if account.is_none_or(|account| account.status != "active") {
+                    return Err(refused());
+                }
+                let token =
+                    sessions::begin(batch, &sessions, &for_unit, &device, device_name.as_deref(), terminal).await?;
+                batch.audit(entry);
+                Ok(token)
+            })
+        })
+        .await?;
+    Ok(LoggedIn { user_id, device_id, token })
+}
+
+fn entry(attempt: &Attempt, actor: &str, now: i64, action: &str, result: &str) -> audit::Entry {
+    audit::Entry {
+        at: now,
+        actor: actor.to_owned(),
+        terminal: attempt.terminal.as_ref().map(|known| known.terminal),
+        certificate: attempt.terminal.as_ref().map(|known| known.serial.clone()),
+        address: Some(attempt.address.to_string()),
+        action: action.to_owned(),
+        result: result.to_owned(),
+        ..audit::Entry::default()
+    }
+}
+
+/// A failure goes to the audit log; the one that locks also to the city's control room (C10).
+async fn record_failure(server: &Arc<Server>, attempt: &Attempt, id: &str, locks: bool) -> Result<()> {
+    // What was typed may be a password in the wrong field: only something that looks like an ID is recorded.
+    let shown = user_id_of(server, id).filter(|user_id| {
+        let local = user_id.localpart();
+        local.len() <= 8 && local.starts_with(['p', 'f'])
+    });
+    let actor = shown.as_ref().map_or_else(|| "unknown".to_owned(), ToString::to_string);
+    let entry = entry(attempt, &actor, server.now(), "login", if locks { "locked" } else { "refused" });
+    let city = server.city_user.clone();
+    let minutes = server.config.policy.lockout_minutes;
+    let name = shown.map_or_else(|| "不明なID".to_owned(), |user_id| user_id.localpart().to_owned());
+    server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                batch.audit(entry);
+                if locks
+                    && let Some(room) = store::meta::value(batch.reading(), "control_room").await?
+                    && let Ok(room) = <&ruma::RoomId>::try_from(room.as_str())
+                {
+                    let text = format!(
+                        "利用者ID「{name}」で続けてログインに失敗したため、{minutes}分間ロックしました。\
+                         心当たりを本人・事業所に確認してください。"
+                    );
+                    city::say(batch, &city, room, &text).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+}
+
+/// Checks a password of someone who is logged in (user-interactive authentication), with the same counting.
+pub async fn confirm_password(
+    server: &Arc<Server>,
+    user_id: &UserId,
+    password: &str,
+    terminal: Option<i64>,
+) -> Result<bool> {
+    let id = typed(user_id.localpart());
+    let now = server.now();
+    let account = store::accounts::account(&mut server.db.read().await?, user_id.as_str()).await?;
+    let usable = !server.lockout.is_locked(&id, terminal, now) && password.len() <= PASSWORD_BYTES_MAX;
+    let hash = account.filter(|_| usable).and_then(|account| account.password_hash);
+    let password = if usable { password } else { "" };
+    let right = server.passwords.verify(password, hash.as_deref().unwrap_or(server.passwords.decoy())).await?
+        && hash.is_some();
+    if right {
+        server.lockout.succeeded(&id, terminal);
+    } else {
+        server.lockout.failed(&id, terminal, now);
+    }
+    Ok(right)
+}

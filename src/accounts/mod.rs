@@ -1,0 +1,11 @@
+//! Who people are: facilities and their IDs, passwords, terminals and certificates, sessions, addresses. No HTTP.
+
+pub mod addresses;
+pub mod end;
+pub mod enrol;
+pub mod login;
+pub mod passwords;
+pub mod register;
+pub mod sessions;
+pub mod sheets;
+pub mod terminals;

@@ -1,0 +1,89 @@
+//! `/devices`.
+
+use std::sync::Arc;
+
+use ruma::api::client::device::{
+    delete_device::v3 as delete, delete_devices::v3 as delete_many, get_device::v3 as one, get_devices::v3 as all,
+    update_device::v3 as update,
+};
+use serde_json::{Value, json};
+
+use super::uia;
+use crate::{
+    accounts::sessions,
+    error::{Result, invalid, not_found},
+    http::{caller::Requester, route::Routes},
+    rooms::committer::Hint,
+    server::Server,
+    store,
+};
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    routes
+        .raw::<all::Request, Requester, _, _>(|server, who, _| async move {
+            Ok(json!({"devices": devices(&server, &who).await?}).into())
+        })
+        .raw::<one::Request, Requester, _, _>(|server, who, request| async move {
+            let found = devices(&server, &who).await?.into_iter().find(|d| d["device_id"] == request.device_id.as_str());
+            found.map(Into::into).ok_or_else(|| not_found("No such device."))
+        })
+        .raw::<update::Request, Requester, _, _>(|server, who, request| async move {
+            if request.display_name.as_ref().is_some_and(|name| name.chars().count() > 100) {
+                return Err(invalid("A device's name has at most 100 characters."));
+            }
+            let renamed = server
+                .commit(Hint::default(), move |batch| {
+                    Box::pin(async move {
+                        let conn = batch.sql().await?;
+                        store::personal::rename_device(
+                            conn,
+                            who.user_id.as_str(),
+                            request.device_id.as_str(),
+                            request.display_name.as_deref(),
+                        )
+                        .await
+                    })
+                })
+                .await?;
+            if renamed { Ok(json!({}).into()) } else { Err(not_found("No such device.")) }
+        })
+        .raw::<delete::Request, Requester, _, _>(|server, who, request| async move {
+            let devices = vec![request.device_id.to_string()];
+            uia::password(&server, &who, request.auth, &format!("delete devices {devices:?}")).await?;
+            end(&server, who, devices).await
+        })
+        .raw::<delete_many::Request, Requester, _, _>(|server, who, request| async move {
+            if request.devices.len() > 500 {
+                return Err(invalid("At most 500 devices at once."));
+            }
+            let devices: Vec<String> = request.devices.iter().map(ToString::to_string).collect();
+            uia::password(&server, &who, request.auth, &format!("delete devices {devices:?}")).await?;
+            end(&server, who, devices).await
+        })
+}
+
+async fn devices(server: &Server, who: &Requester) -> Result<Vec<Value>> {
+    let list = store::personal::devices(&mut server.db.read().await?, who.user_id.as_str()).await?;
+    Ok(list
+        .into_iter()
+        .map(|device| {
+            let seen = server.sessions.last_seen(&who.user_id, &device.device_id).or(device.last_seen);
+            json!({"device_id": device.device_id, "display_name": device.display_name, "last_seen_ts": seen})
+        })
+        .collect())
+}
+
+async fn end(server: &Arc<Server>, who: Requester, devices: Vec<String>) -> Result<crate::http::route::Answer> {
+    let sessions = Arc::clone(&server.sessions);
+    let entry = who.entry(server.now(), "device.delete");
+    server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                batch.audit(entry);
+                sessions::end_devices(batch, &sessions, &who.user_id, devices).await
+            })
+        })
+        .await?;
+    Ok(json!({}).into())
+}

@@ -1,0 +1,107 @@
+//! `/login`, `/logout`, `/account/whoami`.
+
+use std::sync::Arc;
+
+use ruma::api::client::{
+    account::whoami,
+    session::{
+        get_login_types::v3 as types, login::v3 as login, logout::v3 as logout, logout_all::v3 as logout_all,
+    },
+    uiaa::UserIdentifier,
+};
+
+use crate::{
+    accounts::{
+        login::{Attempt, log_in},
+        sessions,
+    },
+    error::{Code, Result, refuse},
+    http::{
+        caller::{self, Peer, Requester},
+        route::Routes,
+    },
+    rooms::committer::Hint,
+    server::Server,
+};
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    routes
+        .raw::<types::Request, Peer, _, _>(|server, peer, _| async move {
+            caller::terminal(&server, &peer)?;
+            Ok(serde_json::json!({"flows": [{"type": "m.login.password"}]}).into())
+        })
+        .endpoint::<login::Request, Peer, _, _>(login)
+        .endpoint::<logout::Request, Requester, _, _>(|server, who, _| async move {
+            let (user_id, device) = (who.user_id.clone(), who.device()?.to_owned());
+            end(&server, who, move |batch, sessions| {
+                Box::pin(async move { sessions::end_devices(batch, &sessions, &user_id, vec![device]).await })
+            })
+            .await?;
+            Ok(logout::Response::new())
+        })
+        .endpoint::<logout_all::Request, Requester, _, _>(|server, who, _| async move {
+            let user_id = who.user_id.clone();
+            end(&server, who, move |batch, sessions| {
+                Box::pin(async move { sessions::end_all(batch, &sessions, &user_id, None).await.map(|_| ()) })
+            })
+            .await?;
+            Ok(logout_all::Response::new())
+        })
+        .endpoint::<whoami::v3::Request, Requester, _, _>(|_, who, _| async move {
+            let mut response = whoami::v3::Response::new(who.user_id.clone(), false);
+            response.device_id = who.device_id.map(Into::into);
+            Ok(response)
+        })
+        .at(http::Method::POST, "/_matrix/client/v1/login/get_token", |server, call| async move {
+            // A token for another login would let a second device in without a password (DESIGN 2).
+            caller::requester(&server, &call.parts).await?;
+            Err(crate::error::forbidden("Logging in by a token is switched off: log in with password and certificate."))
+        })
+}
+
+async fn login(server: Arc<Server>, peer: Peer, request: login::Request) -> Result<login::Response> {
+    // Without a valid certificate the password is never looked at.
+    let terminal = caller::terminal(&server, &peer)?;
+    if server.config.policy.rate_limits {
+        server.limiter.allow_before_login(peer.address.ip(), server.now())?;
+    }
+    let unknown = || refuse(Code::InvalidParam, "Only m.login.password with the ID (m.id.user) is offered.");
+    let login::LoginInfo::Password(password) = request.login_info else { return Err(unknown()) };
+    let id = match password.identifier {
+        Some(UserIdentifier::Matrix(id)) => id.user,
+        _ => return Err(unknown()),
+    };
+    let done = log_in(
+        &server,
+        Attempt {
+            id,
+            password: password.password,
+            terminal,
+            device_id: request.device_id.map(String::from),
+            device_name: request.initial_device_display_name,
+            address: peer.address.ip(),
+        },
+    )
+    .await?;
+    Ok(login::Response::new(done.user_id, done.token, done.device_id.into()))
+}
+
+async fn end<F>(server: &Arc<Server>, who: Requester, unit: F) -> Result<()>
+where
+    F: for<'b> FnOnce(
+            &'b mut crate::rooms::batch::Batch,
+            Arc<sessions::Sessions>,
+        ) -> crate::rooms::committer::UnitFuture<'b, ()>
+        + Send
+        + 'static,
+{
+    let sessions = Arc::clone(&server.sessions);
+    let entry = who.entry(server.now(), "logout");
+    server
+        .commit(Hint::default(), move |batch| {
+            batch.audit(entry);
+            unit(batch, sessions)
+        })
+        .await
+}

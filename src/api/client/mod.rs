@@ -1,0 +1,63 @@
+//! The client-server API.
+
+use ruma::{CanonicalJsonObject, CanonicalJsonValue};
+use serde_json::value::RawValue;
+
+use crate::{
+    error::{Code, Result, refuse},
+    http::route::Routes,
+};
+
+mod account;
+mod appservice;
+mod devices;
+mod directory;
+mod keys;
+mod login;
+mod media;
+mod profile;
+mod push;
+mod register;
+mod rooms;
+mod search;
+mod sync;
+mod uia;
+mod user;
+mod versions;
+
+/// All of its routes.
+pub fn routes() -> Routes {
+    let mut routes = Routes::default();
+    for add in [
+        versions::routes,
+        login::routes,
+        register::routes,
+        account::routes,
+        devices::routes,
+        profile::routes,
+        rooms::routes,
+        sync::routes,
+        user::routes,
+        keys::routes,
+        directory::routes,
+        media::routes,
+        push::routes,
+        search::routes,
+        appservice::routes,
+    ] {
+        routes = add(routes);
+    }
+    routes
+}
+
+/// Event content as canonical JSON: an object without fractional numbers.
+fn content_of(raw: &RawValue) -> Result<CanonicalJsonObject> {
+    match serde_json::from_str::<CanonicalJsonValue>(raw.get()) {
+        Ok(CanonicalJsonValue::Object(object)) => Ok(object),
+        Ok(_) => Err(refuse(Code::BadJson, "The content must be a JSON object.")),
+        Err(_) => Err(refuse(
+            Code::BadJson,
+            "The content has a fractional number, or one beyond 2^53: events cannot hold those.",
+        )),
+    }
+}

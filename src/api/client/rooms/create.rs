@@ -1,0 +1,105 @@
+//! `POST /createRoom`.
+
+use std::sync::Arc;
+
+use ruma::{
+    CanonicalJsonObject, RoomVersionId,
+    api::client::room::{Visibility, create_room::v3 as create},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    api::client::content_of,
+    error::{Code, Result, forbidden, invalid, refuse},
+    http::{
+        caller::Requester,
+        route::{Answer, Routes},
+    },
+    rooms::{
+        committer::Hint,
+        create::{self as making, NewRoom},
+    },
+    server::Server,
+};
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    routes.raw::<create::Request, Requester, _, _>(create_room)
+}
+
+async fn create_room(server: Arc<Server>, who: Requester, request: create::Request) -> Result<Answer> {
+    if request.visibility == Visibility::Public && !server.config.policy.public_directory {
+        return Err(forbidden("This server has no list of public rooms."));
+    }
+    if !request.invite_3pid.is_empty() {
+        return Err(refuse(Code::ThreepidNotFound, "People are invited by their user id: this server knows no identity server."));
+    }
+    if request.room_alias_name.is_some() {
+        return Err(invalid("Room aliases are not offered."));
+    }
+    let name_too_long = request.name.as_ref().is_some_and(|name| name.chars().count() > 255);
+    if name_too_long || request.topic.as_ref().is_some_and(|topic| topic.len() > 10_000) {
+        return Err(invalid("The name has at most 255 characters, the topic 10,000 bytes."));
+    }
+    let mut initial_state = Vec::new();
+    for raw in &request.initial_state {
+        let event: InitialState = serde_json::from_str(raw.json().get())
+            .map_err(|_| refuse(Code::BadJson, "initial_state holds something that is no state event."))?;
+        initial_state.push((event.kind, event.state_key, event.content));
+    }
+    let preset = match &request.preset {
+        Some(preset) => preset.to_string(),
+        None if request.visibility == Visibility::Public => "public_chat".to_owned(),
+        None => "private_chat".to_owned(),
+    };
+    if !["private_chat", "public_chat", "trusted_private_chat"].contains(&preset.as_str()) {
+        return Err(invalid("Unknown preset."));
+    }
+    let creation_content = match &request.creation_content {
+        Some(raw) => content_of(raw.json())?,
+        None => CanonicalJsonObject::new(),
+    };
+    let power_levels = match &request.power_level_content_override {
+        Some(raw) => {
+            content_of(raw.json())?;
+            Some(serde_json::from_str::<Value>(raw.json().get())?)
+        }
+        None => None,
+    };
+    let mut room = NewRoom {
+        creator: who.user_id.clone(),
+        version: request.room_version.unwrap_or(RoomVersionId::V12),
+        kind: String::new(),
+        preset,
+        creation_content,
+        power_levels,
+        initial_state,
+        name: request.name,
+        topic: request.topic,
+        invite: request.invite,
+        is_direct: request.is_direct,
+    };
+    let city_user = server.city_user.clone();
+    let entry = who.entry(server.now(), "room.create");
+    let room_id = server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                room.kind = making::check_policy(batch, &room, &city_user)?;
+                room.is_direct |= room.kind == "direct";
+                let room_id = making::create(batch, room).await?;
+                batch.audit(crate::audit::Entry { room_id: room_id.to_string(), ..entry });
+                Ok(room_id)
+            })
+        })
+        .await?;
+    Ok(json!({"room_id": room_id}).into())
+}
+
+#[derive(serde::Deserialize)]
+struct InitialState {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    state_key: String,
+    content: Value,
+}

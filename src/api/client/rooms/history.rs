@@ -1,0 +1,309 @@
+//! Reading a room's past: `/messages`, `/context`, `/event`, `/relations`.
+
+use std::sync::Arc;
+
+use ruma::{
+    EventId, RoomId,
+    api::{
+        Direction,
+        client::{
+            context::get_context::v3 as context, message::get_message_events::v3 as messages,
+            relations as rel, room::get_room_event::v3 as one_event,
+        },
+    },
+};
+
+use crate::{
+    error::Result,
+    http::{
+        caller::Requester,
+        route::{Answer, Routes},
+    },
+    reading,
+    rooms::{
+        history::{self, Sight},
+        live::LiveRoom,
+        pdu::Event,
+    },
+    server::Server,
+    store,
+    sync::{
+        filter,
+        render::{event as rendered, write_event, write_list},
+        token::{parse_room_token, room_token},
+    },
+};
+
+/// Events of one page at most.
+const PAGE_MAX: usize = 1_000;
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    routes
+        .raw::<messages::Request, Requester, _, _>(page)
+        .raw::<context::Request, Requester, _, _>(around)
+        .raw::<one_event::Request, Requester, _, _>(|server, who, request| async move {
+            let (_, event) =
+                history::visible_event(&server, &who.user_id, &request.room_id, &request.event_id).await?;
+            history::complete(&mut server.db.read().await?, std::slice::from_ref(&event)).await?;
+            reading::opened(&server, &who, &request.room_id, "event").await?;
+            Ok(Answer::Json(rendered(&event, Some(&who), server.now())))
+        })
+        .raw::<rel::get_relating_events::v1::Request, Requester, _, _>(|server, who, r| async move {
+            let ask = Related { from: r.from, to: r.to, dir: r.dir, limit: r.limit, rel_type: None, kind: None };
+            related(&server, &who, &r.room_id, &r.event_id, ask).await
+        })
+        .raw::<rel::get_relating_events_with_rel_type::v1::Request, Requester, _, _>(|server, who, r| async move {
+            let rel_type = Some(r.rel_type.to_string());
+            let ask = Related { from: r.from, to: r.to, dir: r.dir, limit: r.limit, rel_type, kind: None };
+            related(&server, &who, &r.room_id, &r.event_id, ask).await
+        })
+        .raw::<rel::get_relating_events_with_rel_type_and_event_type::v1::Request, Requester, _, _>(
+            |server, who, r| async move {
+                let (rel_type, kind) = (Some(r.rel_type.to_string()), Some(r.event_type.to_string()));
+                let ask = Related { from: r.from, to: r.to, dir: r.dir, limit: r.limit, rel_type, kind };
+                related(&server, &who, &r.room_id, &r.event_id, ask).await
+            },
+        )
+}
+
+async fn page(server: Arc<Server>, who: Requester, request: messages::Request) -> Result<Answer> {
+    let (room, sight) = history::sight(&server, &who.user_id, &request.room_id).await?;
+    let limit = usize::try_from(u64::from(request.limit)).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+    let backwards = request.dir == Direction::Backward;
+    let from = match request.from.as_deref().filter(|from| !from.is_empty()) {
+        Some(from) => parse_room_token(from, &server.epoch)?,
+        None if backwards => server.live.position(),
+        None => 0,
+    };
+    let to = request.to.as_deref().map(|to| parse_room_token(to, &server.epoch)).transpose()?;
+    let pick = |event: &Event| {
+        sight.sees(event.position)
+            && filter::passes(&request.filter, event)
+            && to.is_none_or(|to| if backwards { event.position > to } else { event.position <= to })
+    };
+    let (events, end) = if backwards {
+        backward(&server, &room, &request.room_id, from.min(sight.upto()), &sight, limit, pick).await?
+    } else {
+        forward(&server, &request.room_id, from, &sight, limit, pick).await?
+    };
+    let mut conn = server.db.read().await?;
+    history::complete(&mut conn, &events).await?;
+    drop(conn);
+    reading::opened(&server, &who, &request.room_id, "history").await?;
+    let now = server.now();
+    let mut out = format!("{{\"start\":\"{}\",\"chunk\":", room_token(from, &server.epoch));
+    write_list(&mut out, &events, |out, event| write_event(out, event, Some(&who), now, true));
+    if filter::is_lazy(&request.filter) {
+        let view = room.current()?;
+        let senders: std::collections::BTreeSet<_> = events.iter().map(|event| event.sender.clone()).collect();
+        let members: Vec<_> = senders
+            .iter()
+            .filter_map(|id| view.state.event(&ruma::events::StateEventType::RoomMember, id.as_str()))
+            .collect();
+        out.push_str(",\"state\":");
+        write_list(&mut out, members, |out, event| write_event(out, event, Some(&who), now, true));
+    }
+    if let Some(end) = end {
+        out.push_str(&format!(",\"end\":\"{}\"", room_token(end, &server.epoch)));
+    }
+    out.push('}');
+    Ok(Answer::Json(out))
+}
+
+/// Events at or before an order, newest first, and the token to go on with.
+async fn backward(
+    server: &Server,
+    room: &LiveRoom,
+    room_id: &RoomId,
+    from: i64,
+    sight: &Sight,
+    limit: usize,
+    pick: impl Fn(&Event) -> bool,
+) -> Result<(Vec<Arc<Event>>, Option<i64>)> {
+    let mut events = Vec::with_capacity(limit.min(100));
+    let mut at = from + 1;
+    {
+        // The newest part is in memory.
+        let timeline = room.timeline.read();
+        if from >= timeline.complete_after {
+            for event in timeline.events.iter().rev().filter(|event| event.position <= from) {
+                if events.len() == limit {
+                    return Ok((events, Some(at - 1)));
+                }
+                at = event.position;
+                if pick(event) {
+                    events.push(Arc::clone(event));
+                }
+            }
+        }
+    }
+    let mut conn = server.db.read().await?;
+    loop {
+        if events.len() == limit {
+            return Ok((events, Some(at - 1)));
+        }
+        let page = store::events::before(&mut conn, room_id, at, limit.clamp(20, 200)).await?;
+        let Some(last) = page.last() else { return Ok((events, None)) };
+        let last = last.position;
+        for event in page {
+            if events.len() == limit {
+                return Ok((events, Some(at - 1)));
+            }
+            at = event.position;
+            if pick(&event) {
+                events.push(event);
+            }
+        }
+        if last <= sight.from() {
+            return Ok((events, None));
+        }
+    }
+}
+
+/// Events after an order, oldest first, and the token to go on with.
+async fn forward(
+    server: &Server,
+    room_id: &RoomId,
+    from: i64,
+    sight: &Sight,
+    limit: usize,
+    pick: impl Fn(&Event) -> bool,
+) -> Result<(Vec<Arc<Event>>, Option<i64>)> {
+    let mut events = Vec::with_capacity(limit.min(100));
+    let mut at = from.max(sight.from() - 1);
+    let mut conn = server.db.read().await?;
+    loop {
+        let page = store::events::after(&mut conn, room_id, at, limit.clamp(20, 200)).await?;
+        if page.is_empty() {
+            return Ok((events, None));
+        }
+        for event in page {
+            if events.len() == limit {
+                return Ok((events, Some(at)));
+            }
+            at = event.position;
+            if at > sight.upto() {
+                return Ok((events, None));
+            }
+            if pick(&event) {
+                events.push(event);
+            }
+        }
+    }
+}
+
+async fn around(server: Arc<Server>, who: Requester, request: context::Request) -> Result<Answer> {
+    let (room, event) =
+        history::visible_event(&server, &who.user_id, &request.room_id, &request.event_id).await?;
+    let (_, sight) = history::sight(&server, &who.user_id, &request.room_id).await?;
+    let limit = usize::try_from(u64::from(request.limit)).unwrap_or(100).min(100);
+    let (before_max, after_max) = (limit / 2, limit - limit / 2);
+    let pick = |event: &Event| sight.sees(event.position) && filter::passes(&request.filter, event);
+    let at = event.position;
+    let (before, start) = if before_max == 0 {
+        (Vec::new(), Some(at - 1))
+    } else {
+        backward(&server, &room, &request.room_id, at - 1, &sight, before_max, pick).await?
+    };
+    let (after, end) = if after_max == 0 {
+        (Vec::new(), Some(at))
+    } else {
+        forward(&server, &request.room_id, at, &sight, after_max, pick).await?
+    };
+    let view = room.current()?;
+    let last = after.last().map_or(at, |event| event.position);
+    let mut state = history::state_before(&server, &view, last + 1).await?;
+    if filter::is_lazy(&request.filter) {
+        let senders: std::collections::BTreeSet<_> =
+            before.iter().chain(&after).chain([&event]).map(|event| event.sender.to_string()).collect();
+        state.retain(|e| e.membership.is_none() || e.state_key.as_ref().is_some_and(|key| senders.contains(key)));
+    }
+    let mut conn = server.db.read().await?;
+    for list in [&before, &after, &vec![Arc::clone(&event)]] {
+        history::complete(&mut conn, list).await?;
+    }
+    drop(conn);
+    reading::opened(&server, &who, &request.room_id, "history").await?;
+    let now = server.now();
+    let start = start.unwrap_or_else(|| before.last().map_or(at, |event| event.position) - 1);
+    let end = end.unwrap_or(last);
+    let mut out = format!(
+        "{{\"start\":\"{}\",\"end\":\"{}\",\"event\":{},\"events_before\":",
+        room_token(start, &server.epoch),
+        room_token(end, &server.epoch),
+        rendered(&event, Some(&who), now)
+    );
+    write_list(&mut out, &before, |out, event| write_event(out, event, Some(&who), now, true));
+    out.push_str(",\"events_after\":");
+    write_list(&mut out, &after, |out, event| write_event(out, event, Some(&who), now, true));
+    out.push_str(",\"state\":");
+    write_list(&mut out, &state, |out, event| write_event(out, event, Some(&who), now, true));
+    out.push('}');
+    Ok(Answer::Json(out))
+}
+
+/// What `/relations` asks for.
+struct Related {
+    from: Option<String>,
+    to: Option<String>,
+    dir: Direction,
+    limit: Option<ruma::UInt>,
+    rel_type: Option<String>,
+    kind: Option<String>,
+}
+
+async fn related(
+    server: &Arc<Server>,
+    who: &Requester,
+    room_id: &RoomId,
+    event_id: &EventId,
+    ask: Related,
+) -> Result<Answer> {
+    let (_, sight) = history::sight(server, &who.user_id, room_id).await?;
+    history::visible_event(server, &who.user_id, room_id, event_id).await?;
+    let limit = ask.limit.map_or(50, |n| usize::try_from(u64::from(n)).unwrap_or(100)).clamp(1, 100);
+    let newest_first = ask.dir == Direction::Backward;
+    let place = |text: &Option<String>| text.as_deref().map(|t| parse_room_token(t, &server.epoch)).transpose();
+    let (from, to) = (place(&ask.from)?, place(&ask.to)?);
+    let (mut before, mut after) = if newest_first {
+        (from.map_or(i64::MAX, |from| from + 1), to.unwrap_or(0))
+    } else {
+        (to.map_or(i64::MAX, |to| to + 1), from.unwrap_or(0))
+    };
+    let mut events: Vec<Arc<Event>> = Vec::new();
+    let mut next = None;
+    let mut conn = server.db.read().await?;
+    'pages: loop {
+        let page = store::events::related(&mut conn, event_id, before, after, newest_first, 101).await?;
+        if page.is_empty() {
+            break;
+        }
+        for event in page {
+            let at = event.position;
+            let relation = store::events::relation(&event);
+            let wanted = sight.sees(at)
+                && ask.kind.as_ref().is_none_or(|kind| *kind == event.kind.to_string())
+                && ask.rel_type.as_ref().is_none_or(|rel| relation.is_some_and(|r| r.rel_type == *rel));
+            if wanted {
+                if events.len() == limit {
+                    next = events.last().map(|last| if newest_first { last.position - 1 } else { last.position });
+                    break 'pages;
+                }
+                events.push(event);
+            }
+            if newest_first { before = at } else { after = at }
+        }
+    }
+    history::complete(&mut conn, &events).await?;
+    drop(conn);
+    reading::opened(server, who, room_id, "history").await?;
+    let now = server.now();
+    let mut out = String::from("{\"chunk\":");
+    write_list(&mut out, &events, |out, event| write_event(out, event, Some(who), now, true));
+    if let Some(next) = next {
+        out.push_str(&format!(",\"next_batch\":\"{}\"", room_token(next, &server.epoch)));
+    }
+    out.push('}');
+    Ok(Answer::Json(out))
+}

@@ -1,0 +1,214 @@
+//! Memberships: invite, join, leave, kick, ban, forget; who is in a room.
+
+use std::sync::Arc;
+
+use ruma::{
+    OwnedRoomId, RoomId, UserId,
+    api::client::membership::{
+        ban_user::v3 as ban, forget_room::v3 as forget, get_member_events::v3 as members,
+        invite_user::v3 as invite, join_room_by_id::v3 as join, join_room_by_id_or_alias::v3 as join_any,
+        joined_members::v3 as joined_members, joined_rooms::v3 as joined_rooms, kick_user::v3 as kick,
+        leave_room::v3 as leave, unban_user::v3 as unban,
+    },
+};
+use serde_json::json;
+
+use crate::{
+    error::{Code, Result, forbidden, not_found, refuse},
+    http::{
+        caller::Requester,
+        route::{Answer, Routes},
+    },
+    rooms::{
+        batch::Batch,
+        committer::{Hint, UnitFuture},
+        history, member,
+    },
+    server::Server,
+    store,
+    sync::{render, token},
+};
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    routes
+        .raw::<invite::Request, Requester, _, _>(|server, who, request| async move {
+            let invite::InvitationRecipient::UserId(recipient) = request.recipient else {
+                return Err(refuse(Code::ThreepidNotFound, "People are invited by their user id: this server knows no identity server."));
+            };
+            let (target, reason) = (recipient.user_id, recipient.reason);
+            change(&server, &who, request.room_id, "member.invite", &target.to_string(), move |batch, room_id, sender| {
+                Box::pin(async move { member::invite(batch, room_id, sender, &target, reason.as_deref()).await })
+            })
+            .await
+        })
+        .raw::<join::Request, Requester, _, _>(|server, who, request| async move {
+            joined(&server, &who, request.room_id, request.reason).await
+        })
+        .raw::<join_any::Request, Requester, _, _>(|server, who, request| async move {
+            let room_id = OwnedRoomId::try_from(request.room_id_or_alias)
+                .map_err(|_| not_found("There is no room of this alias."))?;
+            joined(&server, &who, room_id, request.reason).await
+        })
+        .raw::<leave::Request, Requester, _, _>(|server, who, request| async move {
+            let target = who.user_id.clone();
+            let reason = request.reason;
+            change(&server, &who, request.room_id, "member.leave", &target.to_string(), move |batch, room_id, sender| {
+                Box::pin(async move { member::leave(batch, room_id, sender, reason.as_deref()).await })
+            })
+            .await
+        })
+        .raw::<kick::Request, Requester, _, _>(|server, who, request| async move {
+            let (target, reason) = (request.user_id, request.reason);
+            change(&server, &who, request.room_id, "member.remove", &target.to_string(), move |batch, room_id, sender| {
+                Box::pin(async move { member::kick(batch, room_id, sender, &target, reason.as_deref()).await })
+            })
+            .await
+        })
+        .raw::<ban::Request, Requester, _, _>(|server, who, request| async move {
+            let (target, reason) = (request.user_id, request.reason);
+            change(&server, &who, request.room_id, "member.ban", &target.to_string(), move |batch, room_id, sender| {
+                Box::pin(async move { member::ban(batch, room_id, sender, &target, true, reason.as_deref()).await })
+            })
+            .await
+        })
+        .raw::<unban::Request, Requester, _, _>(|server, who, request| async move {
+            let (target, reason) = (request.user_id, request.reason);
+            change(&server, &who, request.room_id, "member.unban", &target.to_string(), move |batch, room_id, sender| {
+                Box::pin(async move { member::ban(batch, room_id, sender, &target, false, reason.as_deref()).await })
+            })
+            .await
+        })
+        .raw::<forget::Request, Requester, _, _>(forget_room)
+        .raw::<joined_rooms::Request, Requester, _, _>(|server, who, _| async move {
+            Ok(json!({"joined_rooms": server.live.joined_rooms(&who.user_id)}).into())
+        })
+        .raw::<joined_members::Request, Requester, _, _>(|server, who, request| async move {
+            let (room, sight) = history::sight(&server, &who.user_id, &request.room_id).await?;
+            if !matches!(sight, history::Sight::Member { .. }) {
+                return Err(forbidden("You are not a member of this room."));
+            }
+            let view = room.current()?;
+            let mut joined = serde_json::Map::new();
+            for (user_id, event) in view.state.members("join") {
+                let content: serde_json::Value = serde_json::from_str(event.content.get())?;
+                joined.insert(
+                    user_id.to_string(),
+                    json!({"display_name": content.get("displayname"), "avatar_url": content.get("avatar_url")}),
+                );
+            }
+            Ok(json!({"joined": joined}).into())
+        })
+        .raw::<members::Request, Requester, _, _>(list)
+}
+
+/// Runs a change of membership as a unit with its line in the audit log (C23).
+async fn change<F>(
+    server: &Arc<Server>,
+    who: &Requester,
+    room_id: OwnedRoomId,
+    action: &str,
+    target: &str,
+    unit: F,
+) -> Result<Answer>
+where
+    F: for<'b> FnOnce(&'b mut Batch, &'b RoomId, &'b UserId) -> UnitFuture<'b, ()> + Send + 'static,
+{
+    hide_unknown(server, who, &room_id)?;
+    let entry = crate::audit::Entry {
+        room_id: room_id.to_string(),
+        target: target.to_owned(),
+        ..who.entry(server.now(), action)
+    };
+    let sender = who.user_id.clone();
+    server
+        .commit(Hint { rooms: vec![room_id.clone()], txn: None }, move |batch| {
+            Box::pin(async move {
+                unit(batch, &room_id, &sender).await?;
+                batch.audit(entry);
+                Ok(())
+            })
+        })
+        .await?;
+    Ok(json!({}).into())
+}
+
+/// Who has nothing to do with a room is not told whether it exists.
+fn hide_unknown(server: &Server, who: &Requester, room_id: &RoomId) -> Result<()> {
+    if server.live.membership(&who.user_id, room_id).is_none() {
+        return Err(forbidden("You are not a member of this room."));
+    }
+    Ok(())
+}
+
+async fn joined(
+    server: &Arc<Server>,
+    who: &Requester,
+    room_id: OwnedRoomId,
+    reason: Option<String>,
+) -> Result<Answer> {
+    if !server.config.policy.open_profile && who.appservice.is_none() {
+        hide_unknown(server, who, &room_id)?;
+    }
+    let entry = crate::audit::Entry {
+        room_id: room_id.to_string(),
+        target: who.user_id.to_string(),
+        ..who.entry(server.now(), "member.join")
+    };
+    let (user_id, joining) = (who.user_id.clone(), room_id.clone());
+    server
+        .commit(Hint { rooms: vec![room_id.clone()], txn: None }, move |batch| {
+            Box::pin(async move {
+                member::join(batch, &joining, &user_id, reason.as_deref()).await?;
+                batch.audit(entry);
+                Ok(())
+            })
+        })
+        .await?;
+    Ok(json!({"room_id": room_id}).into())
+}
+
+async fn forget_room(server: Arc<Server>, who: Requester, request: forget::Request) -> Result<Answer> {
+    let membership = server
+        .live
+        .membership(&who.user_id, &request.room_id)
+        .ok_or_else(|| forbidden("You were never in this room."))?;
+    if !matches!(membership.membership.as_str(), "leave" | "ban") {
+        return Err(refuse(Code::InvalidParam, "Please leave the room before you forget it."));
+    }
+    let live = Arc::clone(&server.live);
+    server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                store::rooms::forget(batch.sql().await?, who.user_id.as_str(), &request.room_id).await?;
+                batch.after_commit(move || {
+                    if let Some(membership) = live.user(&who.user_id).rooms.write().get_mut(&request.room_id) {
+                        membership.forgotten = true;
+                    }
+                });
+                Ok(())
+            })
+        })
+        .await?;
+    Ok(json!({}).into())
+}
+
+async fn list(server: Arc<Server>, who: Requester, request: members::Request) -> Result<Answer> {
+    let (room, sight) = history::sight(&server, &who.user_id, &request.room_id).await?;
+    let view = room.current()?;
+    let at = request.at.as_deref().map(|at| token::parse_room_token(at, &server.epoch)).transpose()?;
+    let upto = at.unwrap_or(i64::MAX).min(sight.upto());
+    let state = history::state_before(&server, &view, upto.saturating_add(1)).await?;
+    let wanted = request.membership.map(|m| m.to_string());
+    let unwanted = request.not_membership.map(|m| m.to_string());
+    let now = server.now();
+    let mut out = String::from("{\"chunk\":");
+    let events = state.iter().filter(|event| {
+        event.membership.as_ref().is_some_and(|m| {
+            wanted.as_ref().is_none_or(|wanted| wanted == m) && unwanted.as_ref() != Some(m)
+        })
+    });
+    render::write_list(&mut out, events, |out, event| render::write_event(out, event, Some(&who), now, true));
+    out.push('}');
+    Ok(Answer::Json(out))
+}

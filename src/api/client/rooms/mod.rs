@@ -1,0 +1,19 @@
+//! `/createRoom` and `/rooms/…`.
+
+use crate::http::route::Routes;
+
+mod create;
+mod history;
+mod members;
+mod receipts;
+mod send;
+mod state;
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    let mut routes = routes;
+    for add in [create::routes, members::routes, send::routes, state::routes, history::routes, receipts::routes] {
+        routes = add(routes);
+    }
+    routes
+}

@@ -1,0 +1,101 @@
+//! Sending events, state and redactions; typing.
+
+use std::sync::Arc;
+
+use ruma::{
+    MilliSecondsSinceUnixEpoch,
+    api::client::{
+        message::send_message_event::v3 as send, redact::redact_event::v3 as redact,
+        state::send_state_event::v3 as send_state, typing::create_typing_event::v3 as typing,
+    },
+};
+use serde_json::json;
+
+use crate::{
+    api::client::content_of,
+    error::{Result, forbidden},
+    http::{
+        caller::Requester,
+        route::{Answer, Routes},
+    },
+    rooms::send::{self as sending, Sending, txn_key},
+    server::Server,
+};
+
+/// The longest time that one typing notice lasts.
+const TYPING_MS_MAX: i64 = 60_000;
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    routes
+        .raw::<send::Request, Requester, _, _>(|server, who, request| async move {
+            let scope = format!("send {} {}", request.room_id, request.event_type);
+            let txn = txn_key(&who.user_id, who.device_id.as_deref(), scope, request.txn_id.as_str());
+            let sending = Sending {
+                ts: timestamp(&who, request.timestamp),
+                sender: who.user_id,
+                kind: request.event_type.to_string().into(),
+                state_key: None,
+                content: content_of(request.body.json())?,
+                txn: Some(txn),
+                room_id: request.room_id,
+            };
+            stop_typing(&server, &sending);
+            Ok(json!({"event_id": sending::send(&server, sending).await?}).into())
+        })
+        .raw::<send_state::Request, Requester, _, _>(|server, who, request| async move {
+            let sending = Sending {
+                ts: timestamp(&who, request.timestamp),
+                sender: who.user_id,
+                kind: request.event_type.to_string().into(),
+                state_key: Some(request.state_key),
+                content: content_of(request.body.json())?,
+                txn: None,
+                room_id: request.room_id,
+            };
+            Ok(json!({"event_id": sending::send(&server, sending).await?}).into())
+        })
+        .raw::<redact::Request, Requester, _, _>(|server, who, request| async move {
+            let scope = format!("redact {} {}", request.room_id, request.event_id);
+            let txn = txn_key(&who.user_id, who.device_id.as_deref(), scope, request.txn_id.as_str());
+            let event_id =
+                sending::redact(&server, request.room_id, who.user_id, request.event_id, request.reason, Some(txn))
+                    .await?;
+            Ok(json!({"event_id": event_id}).into())
+        })
+        .raw::<typing::Request, Requester, _, _>(set_typing)
+}
+
+/// Only appservices say when something was written (application service API, "Timestamp massaging").
+fn timestamp(who: &Requester, ts: Option<MilliSecondsSinceUnixEpoch>) -> Option<i64> {
+    ts.filter(|_| who.appservice.is_some()).and_then(|ts| i64::try_from(u64::from(ts.0)).ok())
+}
+
+/// Whoever has sent a message types no more.
+fn stop_typing(server: &Server, sending: &Sending) {
+    if let Some(room) = server.live.room_in_memory(&sending.room_id) {
+        server.live.set_typing(&room, &sending.sender, None);
+    }
+}
+
+async fn set_typing(server: Arc<Server>, who: Requester, request: typing::Request) -> Result<Answer> {
+    if request.user_id != who.user_id {
+        return Err(forbidden("Nobody types for somebody else."));
+    }
+    if !server.live.is_joined(&who.user_id, &request.room_id) {
+        return Err(forbidden("You are not a member of this room."));
+    }
+    let room = server.live.room(&server.db, &request.room_id).await?;
+    if room.current()?.row.status != "open" {
+        return Err(forbidden("This room has been closed (この部屋は終了しました)."));
+    }
+    let until = match request.state {
+        typing::Typing::Yes(info) => {
+            let ms = i64::try_from(info.timeout.as_millis()).unwrap_or(TYPING_MS_MAX);
+            Some(server.now() + ms.clamp(1_000, TYPING_MS_MAX))
+        }
+        typing::Typing::No => None,
+    };
+    server.live.set_typing(&room, &who.user_id, until);
+    Ok(json!({}).into())
+}

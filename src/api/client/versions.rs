@@ -1,0 +1,60 @@
+//! What the server is and can do: `/versions`, `/capabilities`, and the small fixed answers.
+
+use ruma::api::client::{discovery, thirdparty::get_protocols, voip::get_turn_server_info};
+use serde_json::json;
+
+use crate::{
+    config::{Encryption, Registration},
+    error::not_found,
+    http::{
+        caller::{Peer, Requester},
+        route::Routes,
+    },
+};
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    routes
+        .raw::<discovery::get_supported_versions::Request, Peer, _, _>(|server, _, _| async move {
+            let mut features = json!({
+                "org.matrix.msc4222": true,
+                "org.matrix.msc3440.stable": true,
+                "org.matrix.msc3771": true,
+                "org.matrix.msc3773": true,
+            });
+            if server.config.policy.encryption == Encryption::Allowed {
+                // With encryption forbidden these two bring key screens back.
+                features["org.matrix.e2e_cross_signing"] = true.into();
+            }
+            Ok(json!({
+                // matrix-js-sdk asks for one of v1.1 to v1.13; nothing is claimed that is not served.
+                "versions": ["r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11"],
+                "unstable_features": features,
+            })
+            .into())
+        })
+        .raw::<discovery::get_capabilities::v3::Request, Requester, _, _>(|server, _, _| async move {
+            let open = server.config.policy.registration != Registration::Closed;
+            Ok(json!({"capabilities": {
+                "m.change_password": {"enabled": true},
+                "m.room_versions": {"default": "12", "available": {"10": "stable", "11": "stable", "12": "stable"}},
+                // A person's name and picture are the register's (H10); the open profile leaves them to people.
+                "m.set_displayname": {"enabled": open},
+                "m.set_avatar_url": {"enabled": true},
+                "m.3pid_changes": {"enabled": true},
+                "m.get_login_token": {"enabled": false},
+                "m.profile_fields": {"enabled": open, "disallowed": []},
+            }})
+            .into())
+        })
+        .raw::<get_turn_server_info::v3::Request, Requester, _, _>(|_, _, _| async { Ok(json!({}).into()) })
+        .endpoint::<get_protocols::v3::Request, Requester, _, _>(|_, _, _| async {
+            Ok(get_protocols::v3::Response::new(std::collections::BTreeMap::new()))
+        })
+        .at(http::Method::GET, "/_matrix/client/v1/auth_metadata", |_, _| async {
+            Err(crate::error::refuse(crate::error::Code::Unrecognized, "This server has no OAuth 2.0 API yet."))
+        })
+        .at(http::Method::GET, "/_matrix/client/v3/thirdparty/protocol/{protocol}", |_, _| async {
+            Err(not_found("No such protocol."))
+        })
+}

@@ -1,0 +1,182 @@
+//! Facilities and accounts.
+
+use std::sync::Arc;
+
+use http::Method;
+use ruma::OwnedUserId;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{city, once};
+use crate::{
+    accounts::{
+        end,
+        register::{self, NewAccount, city_staff, search_key},
+        sheets::Letterhead,
+    },
+    error::{Result, invalid, not_found},
+    http::route::{Answer, Call, Routes},
+    rooms::committer::Hint,
+    server::Server,
+    store,
+};
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    routes
+        .at(Method::GET, "/_heya/v1/control", control)
+        .at(Method::GET, "/_heya/v1/facilities", |server, call| async move {
+            city(&server, &call)?;
+            let list: Vec<Value> = store::accounts::facilities(&mut server.db.read().await?)
+                .await?
+                .into_iter()
+                .map(|(id, name, kind, active, accounts)| {
+                    json!({"facility": id, "name": name, "kind": kind, "active": active, "accounts": accounts})
+                })
+                .collect();
+            Ok(json!({"facilities": list}).into())
+        })
+        .at(Method::POST, "/_heya/v1/facilities", |server, call| {
+            once(server, call, |_: &NewFacility| Hint::default(), |batch, body, acting| {
+                Box::pin(async move {
+                    const KINDS: [&str; 6] = ["medical", "visiting_nurse", "care", "pharmacy", "association", "other"];
+                    if !body.pledge {
+                        return Err(invalid("The pledge (誓約) of the facility is needed."));
+                    }
+                    if !KINDS.contains(&body.kind.as_str()) {
+                        return Err(invalid(format!("kind is one of {}.", KINDS.join(", "))));
+                    }
+                    let id = register::add_facility(batch, &body.name, &body.kind, &acting).await?;
+                    Ok(json!({"facility": id, "name": body.name.trim()}))
+                })
+            })
+        })
+        .at(Method::GET, "/_heya/v1/accounts", search)
+        .at(Method::POST, "/_heya/v1/accounts", issue)
+        .at(Method::POST, "/_heya/v1/accounts/{user_id}/codes", |server, call| async move {
+            let (user_id, letterhead) = (user(&call)?, Letterhead::of(&server));
+            once(server, call, |_: &Acting| Hint::default(), move |batch, _, acting| {
+                Box::pin(async move {
+                    let account = store::accounts::account(batch.reading(), user_id.as_str())
+                        .await?
+                        .filter(|account| account.status != "ended" && account.facility.is_some())
+                        .ok_or_else(|| not_found("There is no such account."))?;
+                    let name = account.display_name.unwrap_or_default();
+                    // Before the first enrolment the code stands beside the initial password, later beside one's own.
+                    let sheet =
+                        register::add_code(batch, &letterhead, &user_id, &name, account.password_own).await?;
+                    let now = batch.now;
+                    batch.audit(crate::audit::Entry {
+                        at: now,
+                        actor: acting,
+                        action: "code.issue".to_owned(),
+                        target: user_id.to_string(),
+                        result: "ok".to_owned(),
+                        ..crate::audit::Entry::default()
+                    });
+                    Ok(json!({"sheets": [sheet]}))
+                })
+            })
+            .await
+        })
+        .at(Method::POST, "/_heya/v1/accounts/{user_id}/end", |server, call| async move {
+            let (user_id, parts) = (user(&call)?, end::Parts::of(&server));
+            let rooms = server.live.joined_rooms(&user_id).into_iter().collect();
+            once(server, call, |_: &Reason| Hint { rooms, txn: None }, move |batch, body, acting| {
+                Box::pin(async move { end::account(batch, &parts, &user_id, &body.reason, &acting).await })
+            })
+            .await
+        })
+}
+
+#[derive(Deserialize)]
+struct NewFacility {
+    name: String,
+    kind: String,
+    #[serde(default)]
+    pledge: bool,
+}
+
+#[derive(Deserialize)]
+struct Acting {}
+
+#[derive(Deserialize)]
+struct Reason {
+    #[serde(default)]
+    reason: String,
+}
+
+#[derive(Deserialize)]
+struct Issue {
+    facility: i64,
+    kind: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    profession: String,
+    #[serde(default)]
+    pledge: bool,
+}
+
+pub(super) fn user(call: &Call) -> Result<OwnedUserId> {
+    OwnedUserId::try_from(call.arg(0)).map_err(|_| invalid("The path has no user id."))
+}
+
+async fn control(server: Arc<Server>, call: Call) -> Result<Answer> {
+    city(&server, &call)?;
+    let mut conn = server.db.read().await?;
+    let control = store::meta::value(&mut conn, "control_room").await?;
+    let announcement = store::meta::value(&mut conn, "announcement_room").await?;
+    let staff = city_staff(&mut conn).await?;
+    Ok(json!({
+        "city_user": server.city_user, "control_room": control, "announcement_room": announcement,
+        "staff": staff, "server_name": server.name, "language": "ja",
+    })
+    .into())
+}
+
+async fn search(server: Arc<Server>, call: Call) -> Result<Answer> {
+    city(&server, &call)?;
+    let query = search_key(&[&call.query("query").unwrap_or_default()]);
+    let of: Option<i64> = call.query("facility").and_then(|id| id.parse().ok());
+    let mut conn = server.db.read().await?;
+    let facilities: std::collections::BTreeMap<i64, String> =
+        store::accounts::facilities(&mut conn).await?.into_iter().map(|(id, name, ..)| (id, name)).collect();
+    let mut found = Vec::new();
+    for (user_id, kind, facility, name, profession, display_name, status, key) in
+        store::accounts::register(&mut conn).await?
+    {
+        if !key.contains(&query) || of.is_some() && of != facility || found.len() == 100 {
+            continue;
+        }
+        let login_id = user_id.trim_start_matches('@').split(':').next().unwrap_or_default();
+        found.push(json!({
+            "user_id": user_id, "login_id": login_id, "display_name": display_name, "name": name, "kind": kind,
+            "facility": facility, "facility_name": facility.and_then(|id| facilities.get(&id)),
+            "profession": profession, "status": status,
+        }));
+    }
+    Ok(json!({"accounts": found}).into())
+}
+
+async fn issue(server: Arc<Server>, call: Call) -> Result<Answer> {
+    city(&server, &call)?;
+    let prepared = register::prepare(&server).await?;
+    let city_user = server.city_user.clone();
+    once(server, call, |_: &Issue| Hint::default(), move |batch, body, acting| {
+        Box::pin(async move {
+            if !body.pledge {
+                return Err(invalid("The pledge (誓約) is needed."));
+            }
+            let new = NewAccount {
+                facility: body.facility,
+                kind: body.kind,
+                name: body.name,
+                profession: body.profession,
+                acting,
+            };
+            register::issue(batch, &city_user, new, prepared).await
+        })
+    })
+    .await
+}

@@ -1,0 +1,109 @@
+//! `/_heya/v1`: what Matrix does not have, for the city bot, the mail bridge and local commands
+//! (docs/internal-api.md). Each call that changes something has an idempotency key and the acting member of staff.
+
+use std::sync::Arc;
+
+use ruma::OwnedUserId;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    accounts::register::is_city_staff,
+    error::{Code, Result, forbidden, invalid, refuse},
+    http::{
+        caller::peer,
+        route::{Answer, Call, Routes, bearer},
+    },
+    rooms::{
+        batch::Batch,
+        committer::{Hint, UnitFuture},
+    },
+    server::Server,
+    store,
+};
+
+mod accounts;
+mod audit;
+mod mail;
+mod rooms;
+mod terminals;
+
+/// The routes of the internal listener, beside the client-server API for appservices.
+pub fn routes(routes: Routes) -> Routes {
+    let mut routes = routes;
+    for add in [audit::routes, accounts::routes, rooms::routes, terminals::routes, mail::routes] {
+        routes = add(routes);
+    }
+    routes
+}
+
+/// The city bot, or a local command: whoever has the token. Others are refused alike.
+fn city(server: &Server, call: &Call) -> Result<()> {
+    peer(&call.parts)?;
+    let token = bearer(&call.parts.headers)
+        .ok_or_else(|| refuse(Code::MissingToken, "A token is needed in the Authorization header."))?;
+    let bot = server.appservices.of_token(token).is_some_and(|one| one.sender == server.city_user);
+    if bot || same(token, &server.command_token) {
+        return Ok(());
+    }
+    Err(refuse(Code::UnknownToken { soft_logout: false }, "This token is not the city's."))
+}
+
+/// Compares secrets by their hashes, so that the time taken tells nothing.
+fn same(a: &str, b: &str) -> bool {
+    use sha2::{Digest as _, Sha256};
+    Sha256::digest(a.as_bytes()) == Sha256::digest(b.as_bytes())
+}
+
+/// A call that changes something: reads body and key, checks who acts, and runs the unit once for the key.
+async fn once<B, T, F>(server: Arc<Server>, call: Call, hint: impl FnOnce(&B) -> Hint, unit: F) -> Result<Answer>
+where
+    B: DeserializeOwned + Send + 'static,
+    T: Serialize + Send + 'static,
+    F: for<'b> FnOnce(&'b mut Batch, B, String) -> UnitFuture<'b, T> + Send + 'static,
+{
+    city(&server, &call)?;
+    let key = call
+        .parts
+        .headers
+        .get("idempotency-key")
+        .and_then(|key| key.to_str().ok())
+        .filter(|key| !key.is_empty() && key.len() <= 128)
+        .ok_or_else(|| refuse(Code::MissingParam, "A header Idempotency-Key of at most 128 characters is needed."))?
+        .to_owned();
+    let template = call.template;
+    let (_, body) = call.json::<Value>(&server).await?;
+    let acting = body["acting"].as_str().unwrap_or_default().to_owned();
+    let body: B = serde_json::from_value(body).map_err(|error| {
+        refuse(Code::BadJson, format!("The JSON is not what this call takes: {error}."))
+    })?;
+    let hint = hint(&body);
+    let key = format!("{template} {key}");
+    let text = server
+        .commit(hint, move |batch| {
+            Box::pin(async move {
+                if let Some(answer) = store::meta::idempotent_answer(batch.reading(), &key).await? {
+                    return Ok(answer);
+                }
+                if acting != "command" && !is_city_staff(batch.reading(), &acting).await? {
+                    return Err(forbidden("acting must be an active member of the city's staff."));
+                }
+                let answer = serde_json::to_string(&unit(batch, body, acting).await?)?;
+                let now = batch.now;
+                store::meta::keep_answer(batch.sql().await?, &key, &answer, now).await?;
+                Ok(answer)
+            })
+        })
+        .await?;
+    Ok(Answer::Json(text))
+}
+
+/// User ids of a list, at most 300.
+fn users(list: &[String]) -> Result<Vec<OwnedUserId>> {
+    if list.len() > 300 {
+        return Err(invalid("At most 300 people at once."));
+    }
+    list.iter()
+        .map(|id| OwnedUserId::try_from(id.as_str()).map_err(|_| invalid("A member is no user id.")))
+        .collect()
+}

@@ -1,0 +1,349 @@
+//! Rooms opened, changed and closed as one unit; announcements.
+
+use std::sync::Arc;
+
+use http::Method;
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{city as city_token, once, users};
+use crate::{
+    accounts::register::city_staff,
+    audit,
+    error::{Code, Result, invalid, not_found, refuse},
+    http::route::{Answer, Call, Routes},
+    rooms::{
+        batch::Batch,
+        city::{self, Opening},
+        committer::Hint,
+        live::RoomRow,
+    },
+    server::Server,
+    store,
+};
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    routes
+        .at(Method::GET, "/_heya/v1/rooms", list)
+        .at(Method::POST, "/_heya/v1/rooms", |server, call| async move {
+            let city_user = server.city_user.clone();
+            once(server, call, |_: &Open| Hint::default(), move |batch, body, acting| {
+                Box::pin(async move { open(batch, &city_user, body, &acting).await })
+            })
+            .await
+        })
+        .at(Method::GET, "/_heya/v1/rooms/{room_id}", one)
+        .at(Method::POST, "/_heya/v1/rooms/{room_id}/members", |server, call| async move {
+            let (room_id, city_user) = (room(&call)?, server.city_user.clone());
+            let hint = Hint { rooms: vec![room_id.clone()], txn: None };
+            once(server, call, |_: &Members| hint, move |batch, body, acting| {
+                Box::pin(async move {
+                    let (add, remove) = (users(&body.add)?, users(&body.remove)?);
+                    let (added, removed, unchanged) =
+                        city::change_members(batch, &city_user, &room_id, &add, &remove).await?;
+                    if let Some(notice) = &body.notice {
+                        city::say(batch, &city_user, &room_id, notice).await?;
+                    }
+                    let people = |list: &[OwnedUserId]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+                    record(
+                        batch,
+                        &acting,
+                        "room.members",
+                        &room_id,
+                        &format!("case {}: added {}; removed {}", body.case, people(&added), people(&removed)),
+                    );
+                    Ok(json!({"added": added, "removed": removed, "unchanged": unchanged}))
+                })
+            })
+            .await
+        })
+        .at(Method::POST, "/_heya/v1/rooms/{room_id}/close", |server, call| async move {
+            let (room_id, city_user) = (room(&call)?, server.city_user.clone());
+            let hint = Hint { rooms: vec![room_id.clone()], txn: None };
+            once(server, call, |_: &Notice| hint, move |batch, body, acting| {
+                Box::pin(async move {
+                    let protected = store::meta::value(batch.reading(), "control_room").await?;
+                    let announcement = store::meta::value(batch.reading(), "announcement_room").await?;
+                    if [protected, announcement].iter().flatten().any(|id| *id == room_id) {
+                        return Err(invalid("The control room and the announcement room are never closed."));
+                    }
+                    if city::close(batch, &city_user, &room_id, &body.notice).await? {
+                        record(batch, &acting, "room.close", &room_id, &format!("case {}", body.case));
+                    }
+                    Ok(json!({"closed": true}))
+                })
+            })
+            .await
+        })
+        .at(Method::POST, "/_heya/v1/rooms/{room_id}/reopen", |server, call| async move {
+            let (room_id, city_user) = (room(&call)?, server.city_user.clone());
+            let hint = Hint { rooms: vec![room_id.clone()], txn: None };
+            once(server, call, |_: &Notice| hint, move |batch, body, acting| {
+                Box::pin(async move {
+                    if city::reopen(batch, &city_user, &room_id, &body.notice).await? {
+                        record(batch, &acting, "room.reopen", &room_id, &format!("case {}", body.case));
+                    }
+                    Ok(json!({"closed": false}))
+                })
+            })
+            .await
+        })
+        .at(Method::POST, "/_heya/v1/announcements", |server, call| async move {
+            let city_user = server.city_user.clone();
+            once(server, call, |_: &Announcement| Hint::default(), move |batch, body, acting| {
+                Box::pin(async move { announce(batch, &city_user, body, &acting).await })
+            })
+            .await
+        })
+}
+
+#[derive(Deserialize)]
+struct Open {
+    case: String,
+    kind: String,
+    name: Option<String>,
+    subject: Option<Subject>,
+    #[serde(default)]
+    members: Vec<String>,
+    opening_notice: Option<String>,
+    requested_by: Option<String>,
+    #[serde(default)]
+    confirm_second: bool,
+}
+
+#[derive(Deserialize)]
+struct Subject {
+    name: String,
+    birth_date: String,
+    #[serde(default)]
+    address: String,
+    eligibility: String,
+    approval_note: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Members {
+    case: String,
+    #[serde(default)]
+    add: Vec<String>,
+    #[serde(default)]
+    remove: Vec<String>,
+    notice: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Notice {
+    case: String,
+    notice: String,
+}
+
+#[derive(Deserialize)]
+struct Announcement {
+    case: String,
+    body: String,
+    facilities: Option<Vec<i64>>,
+}
+
+fn room(call: &Call) -> Result<OwnedRoomId> {
+    OwnedRoomId::try_from(call.arg(0)).map_err(|_| invalid("The path has no room id."))
+}
+
+/// A line of the audit log about what the city did to a room.
+fn record(batch: &mut Batch, acting: &str, action: &str, room_id: &RoomId, detail: &str) {
+    let at = batch.now;
+    batch.audit(audit::Entry {
+        at,
+        actor: acting.to_owned(),
+        action: action.to_owned(),
+        room_id: room_id.to_string(),
+        result: "ok".to_owned(),
+        detail: detail.to_owned(),
+        ..audit::Entry::default()
+    });
+}
+
+async fn open(batch: &mut Batch, city_user: &UserId, body: Open, acting: &str) -> Result<Value> {
+    // One room per case, whatever key the call came with.
+    let of_case = format!("room of case {}", body.case);
+    if let Some(answer) = store::meta::idempotent_answer(batch.reading(), &of_case).await? {
+        return Ok(serde_json::from_str(&answer)?);
+    }
+    let (name, subject_key) = match (body.kind.as_str(), body.subject) {
+        ("subject", Some(subject)) => {
+            let complete = [&subject.name, &subject.birth_date, &subject.address].iter().all(|s| !s.trim().is_empty());
+            if !complete {
+                return Err(invalid("A subject's room needs the name, birth date and address (氏名・生年月日・住所)."));
+            }
+            match subject.eligibility.as_str() {
+                "home" | "planned" => {}
+                "approved" if subject.approval_note.as_ref().is_some_and(|note| !note.trim().is_empty()) => {}
+                "approved" => return Err(invalid("Eligibility by the mayor's approval needs a note (③には理由が必要です).")),
+                _ => return Err(invalid("eligibility is \"home\", \"planned\" or \"approved\".")),
+            }
+            let key = city::subject_key(&subject.name, &subject.birth_date);
+            if !body.confirm_second
+                && let Some(number) = store::rooms::open_room_of_subject(batch.reading(), &key).await?
+            {
+                return Err(refuse(Code::SubjectHasRoom, "This subject has an open room already.")
+                    .with("room_number", number));
+            }
+            (body.name.unwrap_or_else(|| format!("{}さんの部屋", subject.name.trim())), Some(key))
+        }
+        ("association", None) => {
+            let name = body.name.filter(|name| !name.trim().is_empty());
+            (name.ok_or_else(|| invalid("An association's room needs its name."))?, None)
+        }
+        _ => return Err(invalid("kind is \"subject\" with a subject, or \"association\" without one.")),
+    };
+    if name.chars().count() > 255 {
+        return Err(invalid("The name has at most 255 characters."));
+    }
+    let mut members = users(&body.members)?;
+    members.sort_unstable();
+    members.dedup();
+    members.retain(|id| id != city_user);
+    let all_staff = city_staff(batch.reading()).await?;
+    let staff = all_staff.into_iter().filter(|id| members.contains(id)).collect();
+    let opening = Opening {
+        kind: body.kind,
+        name,
+        subject_key,
+        facility: None,
+        members: members.clone(),
+        staff,
+        notice: body.opening_notice,
+    };
+    let (room_id, number) = city::open(batch, city_user, opening).await?;
+    owe_opening_mails(batch, &members, body.requested_by.as_deref(), number).await?;
+    record(batch, acting, "room.open", &room_id, &format!("case {}", body.case));
+    let answer = json!({"room_id": room_id, "room_number": number});
+    let now = batch.now;
+    store::meta::keep_answer(batch.sql().await?, &of_case, &answer.to_string(), now).await?;
+    Ok(answer)
+}
+
+/// The done-mail of the handbook (部屋の開設後、「メール通知」の設定先に): to the requester, by the room's number only.
+/// Members with mail notification are told by their pushers.
+async fn owe_opening_mails(
+    batch: &mut Batch,
+    members: &[OwnedUserId],
+    requested_by: Option<&str>,
+    number: i64,
+) -> Result<()> {
+    let Some(requester) = requested_by.filter(|id| !members.iter().any(|member| member == id)) else {
+        return Ok(());
+    };
+    let now = batch.now;
+    let addresses = store::accounts::addresses(batch.reading(), requester).await?;
+    for (address, _, _) in addresses.into_iter().take(1) {
+        let conn = batch.sql().await?;
+        let mail = store::push::Mail {
+            id: store::meta::next_number(conn, "mail", 1).await?,
+            template: "room_opened".to_owned(),
+            lang: "ja".to_owned(),
+            address,
+            parameters: json!({"room_number": number}).to_string(),
+        };
+        store::push::owe_mail(conn, &mail, now).await?;
+    }
+    Ok(())
+}
+
+async fn announce(batch: &mut Batch, city_user: &UserId, body: Announcement, acting: &str) -> Result<Value> {
+    let mut event_ids = Vec::new();
+    let facilities = match body.facilities {
+        None => {
+            let room = store::meta::value(batch.reading(), "announcement_room").await?;
+            let room = OwnedRoomId::try_from(room.ok_or_else(|| not_found("There is no announcement room."))?)?;
+            event_ids.push(city::say(batch, city_user, &room, &body.body).await?);
+            let n = batch.room(&room).await?.state.members("join").count();
+            record(batch, acting, "announce", &room, &format!("case {}", body.case));
+            i64::try_from(n).unwrap_or(i64::MAX) - 1
+        }
+        Some(list) => {
+            if list.is_empty() || list.len() > 300 {
+                return Err(invalid("1 to 300 facilities."));
+            }
+            for facility in &list {
+                let room = liaison_room(batch, city_user, *facility).await?;
+                event_ids.push(city::say(batch, city_user, &room, &body.body).await?);
+                record(batch, acting, "announce", &room, &format!("case {}", body.case));
+            }
+            i64::try_from(list.len()).unwrap_or(i64::MAX)
+        }
+    };
+    Ok(json!({"event_ids": event_ids, "facilities": facilities}))
+}
+
+/// The liaison room (連絡部屋) of a facility, made when first needed: its facility ID and the city.
+async fn liaison_room(batch: &mut Batch, city_user: &UserId, facility: i64) -> Result<OwnedRoomId> {
+    if let Some(room) = store::rooms::liaison_room(batch.reading(), facility).await? {
+        return Ok(room);
+    }
+    let found = store::accounts::facility(batch.reading(), facility)
+        .await?
+        .ok_or_else(|| not_found("There is no such facility."))?;
+    let member = store::accounts::facility_account(batch.reading(), facility)
+        .await?
+        .ok_or_else(|| not_found("This facility has no facility ID, so there is nobody to write to."))?;
+    let opening = Opening {
+        kind: "liaison".to_owned(),
+        name: format!("連絡部屋 {}", found.name),
+        subject_key: None,
+        facility: Some(facility),
+        members: vec![member.try_into()?],
+        staff: Vec::new(),
+        notice: None,
+    };
+    Ok(city::open(batch, city_user, opening).await?.0)
+}
+
+async fn view(server: &Arc<Server>, row: &RoomRow) -> Result<Value> {
+    let room = server.live.room(&server.db, &row.room_id).await?;
+    let view = room.current()?;
+    let name = view.state.content_str(&ruma::events::StateEventType::RoomName, "", "name");
+    let members = view.state.members("join").filter(|(id, _)| *id != server.city_user).count();
+    Ok(json!({
+        "room_id": row.room_id, "room_number": row.room_number, "kind": row.kind, "name": name,
+        "status": row.status, "members": members,
+    }))
+}
+
+async fn list(server: Arc<Server>, call: Call) -> Result<Answer> {
+    city_token(&server, &call)?;
+    let status = call.query("status");
+    let rows = store::rooms::city_rooms(&mut server.db.read().await?).await?;
+    let mut rooms = Vec::new();
+    for row in rows.iter().filter(|row| status.as_ref().is_none_or(|status| *status == row.status)) {
+        rooms.push(view(&server, row).await?);
+    }
+    Ok(json!({"rooms": rooms}).into())
+}
+
+async fn one(server: Arc<Server>, call: Call) -> Result<Answer> {
+    city_token(&server, &call)?;
+    let room_id = room(&call)?;
+    let mut conn = server.db.read().await?;
+    let row = store::rooms::row(&mut conn, &room_id)
+        .await?
+        .filter(|row| row.room_number.is_some())
+        .ok_or_else(|| not_found("That is no room of the city."))?;
+    let mut answer = view(&server, &row).await?;
+    let room = server.live.room(&server.db, &room_id).await?;
+    let mut members = Vec::new();
+    for (user_id, event) in room.current()?.state.members("join") {
+        if user_id == server.city_user {
+            continue;
+        }
+        let account = store::accounts::account(&mut conn, user_id.as_str()).await?;
+        members.push(json!({
+            "user_id": user_id,
+            "display_name": event.content_str("displayname"),
+            "facility": account.and_then(|account| account.facility),
+        }));
+    }
+    answer["members"] = members.into();
+    Ok(answer.into())
+}

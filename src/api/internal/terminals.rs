@@ -1,0 +1,126 @@
+//! Terminals: listed, and ended when they are lost.
+
+use std::sync::Arc;
+
+use http::Method;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{accounts::user, city, once};
+use crate::{
+    accounts::terminals,
+    error::{Error, Result, invalid},
+    http::route::{Answer, Call, Routes},
+    rooms::committer::Hint,
+    server::Server,
+    store::{self, accounts::Terminal},
+};
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    routes
+        .at(Method::GET, "/_heya/v1/accounts/{user_id}/terminals", |server, call| async move {
+            city(&server, &call)?;
+            let user_id = user(&call)?;
+            let list = store::accounts::terminals_of(&mut server.db.read().await?, user_id.as_str()).await?;
+            answer(&server, list).await
+        })
+        .at(Method::GET, "/_heya/v1/terminals", |server, call| async move {
+            city(&server, &call)?;
+            let list = store::accounts::terminals(&mut server.db.read().await?).await?;
+            answer(&server, list).await
+        })
+        .at(Method::POST, "/_heya/v1/terminals/{terminal}/revoke", |server, call| async move {
+            let terminal = number(&call)?;
+            let parts = (Arc::clone(&server.terminals), Arc::clone(&server.sessions));
+            once(server, call, |_: &Reason| Hint::default(), move |batch, body, acting| {
+                Box::pin(async move {
+                    let sessions =
+                        terminals::revoke(batch, &parts.0, &parts.1, terminal, &body.reason, &acting).await?;
+                    Ok(json!({"sessions": sessions}))
+                })
+            })
+            .await
+        })
+        .at(Method::POST, "/_heya/v1/terminals/{terminal}/renew", renew)
+}
+
+#[derive(Deserialize)]
+struct Reason {
+    #[serde(default)]
+    reason: String,
+}
+
+fn number(call: &Call) -> Result<i64> {
+    call.arg(0).parse().map_err(|_| invalid("The path has no number of a terminal."))
+}
+
+async fn answer(server: &Server, list: Vec<Terminal>) -> Result<Answer> {
+    let mut conn = server.db.read().await?;
+    let now = server.now();
+    let mut rows: Vec<Value> = Vec::new();
+    for terminal in list {
+        let newest = store::accounts::certificates_of(&mut conn, terminal.id).await?.pop();
+        let status = match &newest {
+            Some(certificate) if certificate.revoked_at.is_some() => "revoked",
+            Some(certificate) if certificate.not_after < now => "expired",
+            Some(_) => "valid",
+            None => "none",
+        };
+        rows.push(json!({
+            "terminal": terminal.id, "label": terminal.label, "facility": terminal.facility,
+            "ownership": terminal.ownership, "enrolled_by": terminal.enrolled_by,
+            "serial": newest.as_ref().map(|c| c.serial.clone()), "status": status,
+            "expires": newest.as_ref().map(|c| c.not_after), "last_seen": terminal.last_seen,
+        }));
+    }
+    Ok(json!({"terminals": rows}).into())
+}
+
+/// A new certificate with a new key for a terminal, as files in the data folder for the command that asked
+/// (`heya cert renew`); the old certificate goes on until it expires or is revoked.
+async fn renew(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let terminal = number(&call)?;
+    let (ca, registry) = (Arc::clone(&server.ca), Arc::clone(&server.terminals));
+    let (server_name, days) = (server.name.to_string(), server.config.tls.client_days);
+    let folder = server.data().join("sheets");
+    once(server, call, |_: &Reason| Hint::default(), move |batch, _, acting| {
+        Box::pin(async move {
+            let now = batch.now;
+            let found = store::accounts::terminal(batch.reading(), terminal)
+                .await?
+                .ok_or_else(|| crate::error::not_found("No such terminal."))?;
+            let issued = ca
+                .issue(
+                    &crate::tls::TerminalSubject {
+                        common_name: format!("Heya terminal {terminal}"),
+                        terminal,
+                        facility: found.facility,
+                        server_name,
+                    },
+                    terminals::at(now),
+                    time::Duration::days(i64::from(days)),
+                )
+                .map_err(|error| Error::internal(error.to_string()))?;
+            let password = crate::clock::readable_code(12);
+            let p12 = crate::tls::pkcs12(&issued, crate::tls::BundleEncoding::Modern, &password)
+                .map_err(|error| Error::internal(error.to_string()))?;
+            let serial = crate::tls::hex(&issued.serial);
+            let name = format!("terminal-{terminal}-{}", &serial[..8]);
+            crate::files::write_private(&folder.join(format!("{name}.p12")), &p12)?;
+            crate::files::write_private(&folder.join(format!("{name}.password")), password.as_bytes())?;
+            terminals::renew(batch, &registry, terminals::row(&issued, terminal)).await?;
+            batch.audit(crate::audit::Entry {
+                at: now,
+                actor: acting,
+                action: "certificate.renew".to_owned(),
+                certificate: Some(serial.clone()),
+                target: format!("terminal {terminal}"),
+                result: "ok".to_owned(),
+                ..crate::audit::Entry::default()
+            });
+            Ok(json!({"serial": serial, "files": [format!("sheets/{name}.p12"), format!("sheets/{name}.password")]}))
+        })
+    })
+    .await
+}

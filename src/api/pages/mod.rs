@@ -1,0 +1,249 @@
+//! Pages that people see: enrolment, mail links, refusals, help. Plain HTML, Japanese first, no scripts.
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::response::Response;
+use http::{HeaderValue, StatusCode, header};
+
+use crate::{
+    accounts::terminals::Standing,
+    config::Link,
+    error::{Error, Result},
+    http::route::{Answer, Call, Routes, form},
+    server::Server,
+};
+
+mod enrol;
+mod mail;
+
+/// The stylesheet of all pages.
+const STYLE: &str = include_str!("../../../templates/style.css");
+
+/// No scripts, no outside; forms go to ourselves.
+const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; \
+                      frame-ancestors 'none'";
+
+/// What every page says.
+pub struct Common<'a> {
+    service: &'a str,
+    city: &'a str,
+    contact: &'a str,
+    links: &'a [Link],
+}
+
+impl<'a> Common<'a> {
+    /// Of a server.
+    pub fn of(server: &'a Server) -> Self {
+        let city = &server.config.city;
+        Self { service: &city.service, city: &city.name, contact: &city.contact, links: &city.links }
+    }
+}
+
+/// Declares a page: its template and fields, with those that every page has.
+macro_rules! page {
+    ($name:ident, $path:literal { $($field:ident : $type:ty),* $(,)? }) => {
+        #[derive(askama::Template)]
+        #[template(path = $path)]
+        pub(super) struct $name<'a> {
+            pub(super) service: &'a str,
+            pub(super) city: &'a str,
+            pub(super) contact: &'a str,
+            pub(super) links: &'a [crate::config::Link],
+            $(pub(super) $field: $type,)*
+        }
+
+        impl<'a> $name<'a> {
+            pub(super) fn new(common: $crate::api::pages::Common<'a>, $($field: $type),*) -> Self {
+                let $crate::api::pages::Common { service, city, contact, links } = common;
+                Self { service, city, contact, links, $($field),* }
+            }
+        }
+    };
+}
+pub(crate) use page;
+
+page!(RefusedPage, "refused.html" {
+    state: &'a str,
+    title: &'a str,
+    english: &'a str,
+    sentences: &'a [&'a str],
+    steps: &'a [&'a str],
+    enrol_url: String,
+    help_url: String,
+});
+page!(HelpPage, "help.html" { login_url: &'a str, enrol_url: String });
+page!(NoClientPage, "index_no_client.html" { server_name: &'a str, enrol_url: String, help_url: String });
+page!(NotFoundPage, "not_found.html" {});
+page!(ErrorPage, "error.html" { title: &'a str, sentences: Vec<String> });
+
+/// The routes of the enrolment listener.
+pub fn enrol_routes() -> Routes {
+    let routes = Routes::default()
+        .at(http::Method::GET, "/", |_, _| async { Ok(redirect("/enrol")) })
+        .at(http::Method::GET, "/help", |server, _| async move {
+            render(StatusCode::OK, &HelpPage::new(Common::of(&server), &server.config.server.public_url, enrol_url(&server)))
+        })
+        .at(http::Method::GET, "/_heya/style.css", style);
+    mail::routes(enrol::routes(routes))
+}
+
+/// The stylesheet.
+pub async fn style(_: Arc<Server>, _: Call) -> Result<Answer> {
+    let mut response = Response::new(STYLE.into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/css; charset=utf-8"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=3600"));
+    Ok(Answer::Response(response))
+}
+
+/// Where enrolment is.
+pub fn enrol_url(server: &Server) -> String {
+    format!("{}/enrol", server.config.enrol_url())
+}
+
+/// The page at `/` where the operator dropped no web client in.
+pub fn no_client(server: &Server) -> Result<Answer> {
+    render(
+        StatusCode::OK,
+        &NoClientPage::new(Common::of(server), server.name.as_str(), enrol_url(server), help_url(server)),
+    )
+}
+
+/// A page that is not there.
+pub fn not_found(server: &Server) -> Result<Answer> {
+    render(StatusCode::NOT_FOUND, &NotFoundPage::new(Common::of(server)))
+}
+
+fn help_url(server: &Server) -> String {
+    format!("{}/help", server.config.enrol_url())
+}
+
+/// The page that tells the state of a certificate, with the city desk's contact.
+pub fn refused(server: &Server, standing: Standing) -> Result<Answer> {
+    let (title, english, sentences, steps): (&str, &str, &[&str], &[&str]) = match standing {
+        Standing::None | Standing::Valid => (
+            "この端末の電子証明書が確認できません",
+            "No certificate was received from this device.",
+            &[
+                "このシステムは、電子証明書の入った端末だけで使えます。",
+                "この端末に電子証明書が入っていないか、証明書の選択画面で「キャンセル」が選ばれたようです。",
+            ],
+            &[
+                "ブラウザの画面をすべて閉じてから開き直し、証明書の選択画面でこのシステムの電子証明書を選んでください。",
+                "Windows では Edge か Chrome、iPhone・iPad では Safari、Android では Chrome で開いてください。メールなど、ほかのアプリの中で開いた画面では使えないことがあります。",
+                "この端末をはじめて使うときは、先に「端末の登録」をしてください。市から届いた票が必要です。",
+                "登録が済んでいるのに表示されるときは、下の窓口に連絡してください。",
+            ],
+        ),
+        Standing::Expired => (
+            "電子証明書の有効期限が切れています",
+            "The certificate of this device has expired.",
+            &[
+                "この端末の電子証明書は、有効期限が切れたため使えません。",
+                "利用者IDとパスワード、これまでの書き込みはそのまま残っています。",
+            ],
+            &[
+                "下の窓口に「電子証明書の更新」を依頼してください。事業所の名前、利用者ID、端末の名前をお伝えください。",
+                "登録コード票が届いたら、この端末で「端末の登録」をしてください。パスワードは、現在お使いのものを使います。",
+                "新しい電子証明書を取り込んだあとに表示されるときは、ブラウザの画面をすべて閉じてから開き直し、新しいほうの電子証明書を選んでください。",
+            ],
+        ),
+        Standing::Revoked => (
+            "この端末の電子証明書は失効しています",
+            "The certificate of this device has been revoked.",
+            &[
+                "この端末の電子証明書は、使えないように止められています。",
+                "端末の紛失の届け出、退職・異動、利用の停止などの手続きがあると、電子証明書は失効します。",
+            ],
+            &[
+                "新しい電子証明書を取り込み済みのときは、ブラウザの画面をすべて閉じてから開き直し、新しいほうの電子証明書を選んでください。",
+                "心当たりがないときや、なくした端末が見つかったときは、下の窓口に連絡してください。",
+                "もう一度使うには、新しい登録コードで「端末の登録」をします。登録コードは窓口に依頼してください。",
+            ],
+        ),
+        Standing::Unknown => (
+            "このシステムの電子証明書ではありません",
+            "This certificate does not belong to this service.",
+            &[
+                "選ばれた電子証明書を、このシステムのものとして確認できませんでした。",
+                "介護報酬の請求など、ほかのサービスの電子証明書を選ぶと、この画面が表示されます。",
+            ],
+            &[
+                "ブラウザの画面をすべて閉じてから開き直し、証明書の選択画面でこのシステムの電子証明書を選んでください。",
+                "このシステムの電子証明書が一覧にないときは、この端末で「端末の登録」をしてください。市から届いた票が必要です。",
+                "正しい電子証明書を選んでも表示されるときは、下の窓口に連絡してください。",
+            ],
+        ),
+    };
+    render(
+        StatusCode::FORBIDDEN,
+        &RefusedPage::new(
+            Common::of(server),
+            standing.word(),
+            title,
+            english,
+            sentences,
+            steps,
+            enrol_url(server),
+            help_url(server),
+        ),
+    )
+}
+
+/// A page with its headers.
+pub fn render(status: StatusCode, page: &impl Template) -> Result<Answer> {
+    let text = page.render().map_err(|error| Error::internal(error.to_string()))?;
+    let mut response = Response::new(text.into());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::REFERRER_POLICY, "same-origin"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    Ok(Answer::Response(response))
+}
+
+/// 303 to a path of this listener.
+pub fn redirect(path: &'static str) -> Answer {
+    let mut response = Response::new(axum::body::Body::empty());
+    *response.status_mut() = StatusCode::SEE_OTHER;
+    response.headers_mut().insert(header::LOCATION, HeaderValue::from_static(path));
+    Answer::Response(response)
+}
+
+/// The fields of a posted form, at most 16 KiB. A form of another origin is refused.
+pub(super) async fn fields(server: &Server, call: &mut Call) -> Result<Vec<(String, String)>> {
+    if let Some(origin) = call.parts.headers.get(header::ORIGIN) {
+        let host = call.parts.headers.get(header::HOST).and_then(|h| h.to_str().ok());
+        let host = host.or_else(|| call.parts.uri.authority().map(http::uri::Authority::as_str));
+        let ours = origin.to_str().ok().map(crate::config::authority);
+        if ours.is_none() || ours != host {
+            return Err(crate::error::forbidden("ほかのページからは送信できません。"));
+        }
+    }
+    let time = std::time::Duration::from_secs(server.config.limits.request_seconds);
+    let body = crate::http::route::read(call.take_body(), 16 * 1024, time).await?;
+    Ok(form(&String::from_utf8_lossy(&body)))
+}
+
+/// A field of a form; "" where it is missing.
+pub(super) fn field<'a>(fields: &'a [(String, String)], name: &str) -> &'a str {
+    fields.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
+}
+
+/// What a person is told of an error; an internal one is logged and told in general.
+pub(super) fn sentence(error: Error) -> String {
+    match error {
+        Error::Refused(refusal) => refusal.message,
+        Error::Internal(source) => {
+            tracing::error!(error = %source, "a page failed");
+            "システムの内部で問題が起きました。しばらくしてからもう一度お試しください。".to_owned()
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `heya audit`: proves the chain, and shows who looked at a subject's room.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use heya::{
+    audit::{Entry, Verdict, verify},
+    config::Config,
+    error::{Error, Result},
+    store::{self, Db},
+};
+
+/// `heya audit …`
+#[derive(Subcommand)]
+pub enum Audit {
+    /// Prove that no entry was changed, removed or cut off. Exit status 1 where one was.
+    Verify,
+    /// List what happened in a room, or all of the log: who, when, from which terminal, what.
+    List {
+        /// The room number (部屋番号).
+        #[arg(long)]
+        room: Option<i64>,
+        /// At most so many entries, the newest.
+        #[arg(long, default_value_t = 200)]
+        limit: i64,
+    },
+}
+
+/// Runs it.
+pub async fn run(config: &Config, audit: Audit) -> Result<ExitCode> {
+    let db = Db::open(&config.server.database_url, &config.server.data_dir).await?;
+    let code = match audit {
+        Audit::Verify => {
+            let heads = config.server.data_dir.join("audit").join("heads");
+            match verify(&db, &heads).await? {
+                Verdict::Whole { entries } => {
+                    println!("操作履歴は正しくつながっています({entries}件)。");
+                    ExitCode::SUCCESS
+                }
+                Verdict::Broken { seq, what } => {
+                    println!("操作履歴が書き換えられています: {seq}件目 ({what})");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Audit::List { room, limit } => {
+            // Reading the log is itself logged, by the running server.
+            let body = serde_json::json!({"room": room});
+            super::call(config, reqwest::Method::POST, "audit/read", Some(body)).await?;
+            list(&db, room, limit).await?;
+            ExitCode::SUCCESS
+        }
+    };
+    db.close().await;
+    Ok(code)
+}
+
+async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
+    let mut conn = db.read().await?;
+    let mut room_id = None;
+    if let Some(number) = room {
+        let found = store::rooms::city_rooms(&mut conn).await?;
+        let row = found.into_iter().find(|row| row.room_number == Some(number));
+        room_id = Some(row.ok_or_else(|| Error::internal(format!("部屋番号{number}の部屋はありません")))?.room_id);
+    }
+    let rows = match &room_id {
+        Some(room_id) => store::audit::of_room(&mut conn, room_id.as_str(), limit).await?,
+        None => {
+            let newest = store::audit::newest(&mut conn).await?.map_or(0, |(seq, _)| seq);
+            store::audit::after(&mut conn, (newest - limit).max(0), limit).await?
+        }
+    };
+    for row in rows {
+        let entry: Entry = serde_json::from_str(&row.entry)?;
+        let at = time::OffsetDateTime::from_unix_timestamp(entry.at / 1000).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+        let japan = time::UtcOffset::from_hms(9, 0, 0).unwrap_or(time::UtcOffset::UTC);
+        let at = at.to_offset(japan);
+        println!(
+            "{:>6} {} {:02}:{:02}:{:02} {:<28} {:<18} {:<8} 端末{} {} {} {}",
+            row.seq,
+            at.date(),
+            at.hour(),
+            at.minute(),
+            at.second(),
+            entry.actor,
+            entry.action,
+            entry.result,
+            entry.terminal.map_or_else(|| "-".to_owned(), |t| t.to_string()),
+            entry.address.as_deref().unwrap_or("-"),
+            entry.target,
+            entry.detail,
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,467 @@
+//! `config.toml`: its types, reading and checking. Read once, checked whole, all problems told together,
+//! unknown keys refused. Secrets are files in the data folder, never values here.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// The whole file. Every key has a default; `config.toml` lists them.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Names, listeners, database.
+    pub server: Server,
+    /// TLS and certificates.
+    pub tls: Tls,
+    /// What is allowed.
+    pub policy: Policy,
+    /// Sizes, counts, times.
+    pub limits: Limits,
+    /// The city: what it is called, whom to ask.
+    pub city: City,
+    /// The e-mail bridge.
+    pub mail: Mail,
+    /// The web client and pages.
+    pub web: Web,
+    /// Other appservices, by name: the path of each registration file.
+    pub appservices: BTreeMap<String, PathBuf>,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// The name in user ids. Empty: the host of `public_url`. Fixed at the first start.
+    pub server_name: String,
+    /// Where clients reach the service.
+    pub public_url: String,
+    /// The public listener, TLS with client certificates.
+    pub listen: SocketAddr,
+    /// Where enrolment, mail links and help are reached. Empty: `https://` host of `public_url` and the port of
+    /// `enrol_listen`.
+    pub enrol_url: String,
+    /// The enrolment listener: TLS without client certificates.
+    pub enrol_listen: SocketAddr,
+    /// The internal listener: bot, bridge, commands. Loopback only.
+    pub internal_listen: SocketAddr,
+    /// The one folder with everything.
+    pub data_dir: PathBuf,
+    /// `sqlite:` (a file in the data folder), `sqlite:PATH` or `postgres://…`.
+    pub database_url: String,
+    /// `error`, `warn`, `info`, `debug`.
+    pub log: String,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            server_name: String::new(),
+            public_url: "https://localhost:8448".to_owned(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 8448)),
+            enrol_url: String::new(),
+            enrol_listen: SocketAddr::from(([127, 0, 0, 1], 8447)),
+            internal_listen: SocketAddr::from(([127, 0, 0, 1], 8449)),
+            data_dir: PathBuf::from("data"),
+            database_url: "sqlite:".to_owned(),
+            log: "info".to_owned(),
+        }
+    }
+}
+
+/// `[tls]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Off: plain HTTP, only with the open profile or behind nothing at all on loopback.
+    pub enabled: bool,
+    /// The server's certificate chain (PEM). Empty: one by our own CA, for trying out.
+    pub certificate: PathBuf,
+    /// Its key (PEM).
+    pub key: PathBuf,
+    /// TLS 1.2 with forward-secret AEAD suites beside 1.3 (some phones need it).
+    pub tls12: bool,
+    /// Refuse in the TLS handshake already, instead of with a page that people can read.
+    pub strict_handshake: bool,
+    /// A CA of the city's own instead of ours: its certificate (PEM). Heya then issues no certificates.
+    pub client_ca: PathBuf,
+    /// Its revocation list (PEM or DER), read again when it changes.
+    pub client_crl: PathBuf,
+    /// How long a certificate of ours is valid, in days.
+    pub client_days: u32,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            certificate: PathBuf::new(),
+            key: PathBuf::new(),
+            tls12: true,
+            strict_handshake: false,
+            client_ca: PathBuf::new(),
+            client_crl: PathBuf::new(),
+            client_days: 397,
+        }
+    }
+}
+
+/// Who must show a client certificate.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientCertificate {
+    /// Every connection.
+    Connection,
+    /// Nobody.
+    Off,
+}
+
+/// Who may make accounts.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Registration {
+    /// The city only.
+    Closed,
+    /// Whoever has the token in `keys/registration.token`.
+    Token,
+    /// Anybody (`m.login.dummy`).
+    Open,
+}
+
+/// Who may make rooms.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum CreateRooms {
+    /// The city; and two people who share a room, for the two of them.
+    City,
+    /// Everybody.
+    Everybody,
+}
+
+/// Encryption between users (DESIGN 13).
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Encryption {
+    /// Refused on every way in.
+    Forbidden,
+    /// Left to the users.
+    Allowed,
+}
+
+/// `[policy]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// Who must show a client certificate.
+    pub client_certificate: ClientCertificate,
+    /// Who may make accounts.
+    pub registration: Registration,
+    /// `/_synapse/admin/v1/register` with the secret in `keys/registration.secret`.
+    pub shared_secret_registration: bool,
+    /// Who may make rooms.
+    pub create_rooms: CreateRooms,
+    /// Two-person rooms between people who share a room.
+    pub direct_rooms: bool,
+    /// A list of public rooms.
+    pub public_directory: bool,
+    /// Encryption between users.
+    pub encryption: Encryption,
+    /// Requests are counted and slowed down.
+    pub rate_limits: bool,
+    /// Invitations by the city's bot are accepted for local accounts.
+    pub accept_city_invitations: bool,
+    /// What someone who left may still read: `nothing`, or `until_leave`.
+    pub former_members_read: String,
+    /// The least length of a password.
+    pub password_length_min: usize,
+    /// How many former passwords may not come back.
+    pub password_history: usize,
+    /// Failures per ID and terminal before it is locked.
+    pub login_failures_max: u32,
+    /// Minutes that a lock lasts.
+    pub lockout_minutes: u32,
+    /// Set by `--profile open` only.
+    #[serde(skip)]
+    pub open_profile: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            client_certificate: ClientCertificate::Connection,
+            registration: Registration::Closed,
+            shared_secret_registration: false,
+            create_rooms: CreateRooms::City,
+            direct_rooms: true,
+            public_directory: false,
+            encryption: Encryption::Forbidden,
+            rate_limits: true,
+            accept_city_invitations: true,
+            former_members_read: "nothing".to_owned(),
+            password_length_min: 8,
+            password_history: 5,
+            login_failures_max: 5,
+            lockout_minutes: 15,
+            open_profile: false,
+        }
+    }
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Connections at once on the public listener.
+    pub connections: usize,
+    /// Seconds for a TLS handshake.
+    pub handshake_seconds: u64,
+    /// Seconds for a request's head, and for its body.
+    pub request_seconds: u64,
+    /// Bytes of a JSON body.
+    pub json_bytes: usize,
+    /// Bytes of an upload.
+    pub upload_bytes: usize,
+    /// Pixels of an image that thumbnails are made of.
+    pub image_pixels: u64,
+    /// Password hashes computed at once.
+    pub password_hashes: usize,
+    /// Requests per second of one session, over time, where rate limits are on.
+    pub requests_per_second: u32,
+    /// Requests of one session at once, where rate limits are on.
+    pub requests_burst: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 20_000,
+            handshake_seconds: 10,
+            request_seconds: 60,
+            json_bytes: 1 << 20,
+            upload_bytes: 50 << 20,
+            image_pixels: 40_000_000,
+            password_hashes: 2,
+            requests_per_second: 50,
+            requests_burst: 500,
+        }
+    }
+}
+
+/// A link on the pages.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// What it says.
+    pub label: String,
+    /// Where it goes.
+    pub url: String,
+}
+
+/// `[city]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct City {
+    /// The city's name.
+    pub name: String,
+    /// The service's name, on pages and in mails.
+    pub service: String,
+    /// Whom to ask: shown on every error and enrolment page.
+    pub contact: String,
+    /// Links shown with the pages.
+    pub links: Vec<Link>,
+    /// The first member of city staff, who enrols from the sheets that the first start writes.
+    pub first_staff: String,
+    /// The city's own facility.
+    pub facility: String,
+    /// `serve` runs the city bot in its process.
+    pub bot: bool,
+    /// Where the bot listens for the server.
+    pub bot_listen: SocketAddr,
+}
+
+impl Default for City {
+    fn default() -> Self {
+        Self {
+            name: "〇〇市".to_owned(),
+            service: "Heya".to_owned(),
+            contact: "〇〇市 高齢者支援担当課\n電話 0000-00-0000".to_owned(),
+            links: Vec::new(),
+            first_staff: "市担当者".to_owned(),
+            facility: "〇〇市".to_owned(),
+            bot: true,
+            bot_listen: SocketAddr::from(([127, 0, 0, 1], 8450)),
+        }
+    }
+}
+
+/// `[mail]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mail {
+    /// `serve` runs the e-mail bridge in its process.
+    pub enabled: bool,
+    /// Where the bridge listens for the server.
+    pub listen: SocketAddr,
+    /// The sender.
+    pub from: String,
+    /// The city's SMTP server.
+    pub smtp_host: String,
+    /// Its port.
+    pub smtp_port: u16,
+    /// `starttls`, `tls`, or `none` (loopback only).
+    pub smtp_security: String,
+    /// The user name; the password is in `keys/smtp.password`.
+    pub smtp_user: String,
+    /// Trust only this CA (PEM).
+    pub smtp_ca: PathBuf,
+    /// `nameless`, or `handbook` (the handbook's wording, which names room and sender).
+    pub template: String,
+    /// A folder with the city's own templates.
+    pub template_dir: PathBuf,
+    /// Notifications of one account within so many seconds become one mail.
+    pub digest_seconds: u64,
+    /// No mail between these hours (24 h clock, Japan time), such as `["22:00", "07:00"]`.
+    pub quiet_hours: Vec<String>,
+}
+
+impl Default for Mail {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            listen: SocketAddr::from(([127, 0, 0, 1], 8451)),
+            from: "heya@example.jp".to_owned(),
+            smtp_host: "localhost".to_owned(),
+            smtp_port: 587,
+            smtp_security: "starttls".to_owned(),
+            smtp_user: String::new(),
+            smtp_ca: PathBuf::new(),
+            template: "nameless".to_owned(),
+            template_dir: PathBuf::new(),
+            digest_seconds: 30,
+            quiet_hours: Vec::new(),
+        }
+    }
+}
+
+/// `[web]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Web {
+    /// A folder with a web client (Element Web), served at `/`. Empty: a page that explains.
+    pub client_dir: PathBuf,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &std::path::Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::internal(format!("cannot read {}: {error}", path.display())))?;
+        Self::parse(&text).map_err(|error| Error::internal(format!("{}: {error}", path.display())))
+    }
+
+    /// Reads and checks a text.
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|error| Error::internal(error.to_string()))?;
+        let problems = config.problems();
+        if problems.is_empty() { Ok(config) } else { Err(Error::internal(problems.join("\n"))) }
+    }
+
+    /// Turns every policy to its most open value, for client developers and test suites: loopback only.
+    pub fn open_profile(&mut self) -> Result<()> {
+        for (name, address) in [
+            ("listen", self.server.listen),
+            ("enrol_listen", self.server.enrol_listen),
+            ("internal_listen", self.server.internal_listen),
+        ] {
+            if !address.ip().is_loopback() {
+                return Err(Error::internal(format!(
+                    "--profile open listens on loopback only: server.{name} is {address}"
+                )));
+            }
+        }
+        let policy = &mut self.policy;
+        policy.client_certificate = ClientCertificate::Off;
+        policy.registration = Registration::Open;
+        policy.shared_secret_registration = true;
+        policy.create_rooms = CreateRooms::Everybody;
+        policy.public_directory = true;
+        policy.encryption = Encryption::Allowed;
+        policy.rate_limits = false;
+        policy.former_members_read = "until_leave".to_owned();
+        policy.open_profile = true;
+        self.tls.enabled = false;
+        Ok(())
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.server.public_url.starts_with("https://") && !self.server.public_url.starts_with("http://") {
+            problems.push("server.public_url must begin with https://".to_owned());
+        }
+        if self.host().is_empty() {
+            problems.push("server.public_url has no host".to_owned());
+        }
+        for (name, address) in [
+            ("server.internal_listen", self.server.internal_listen),
+            ("city.bot_listen", self.city.bot_listen),
+            ("mail.listen", self.mail.listen),
+        ] {
+            if !address.ip().is_loopback() {
+                problems.push(format!("{name} must be a loopback address: it is {address}"));
+            }
+        }
+        if self.tls.certificate.as_os_str().is_empty() != self.tls.key.as_os_str().is_empty() {
+            problems.push("tls.certificate and tls.key go together".to_owned());
+        }
+        if !self.tls.client_crl.as_os_str().is_empty() && self.tls.client_ca.as_os_str().is_empty() {
+            problems.push("tls.client_crl belongs to tls.client_ca".to_owned());
+        }
+        if !["nothing", "until_leave"].contains(&self.policy.former_members_read.as_str()) {
+            problems.push("policy.former_members_read is \"nothing\" or \"until_leave\"".to_owned());
+        }
+        if self.policy.password_length_min < 8 {
+            problems.push("policy.password_length_min must be 8 or more".to_owned());
+        }
+        if !["starttls", "tls", "none"].contains(&self.mail.smtp_security.as_str()) {
+            problems.push("mail.smtp_security is \"starttls\", \"tls\" or \"none\"".to_owned());
+        }
+        if !["nameless", "handbook"].contains(&self.mail.template.as_str()) {
+            problems.push("mail.template is \"nameless\" or \"handbook\"".to_owned());
+        }
+        if !self.mail.quiet_hours.is_empty() && self.mail.quiet_hours.len() != 2 {
+            problems.push("mail.quiet_hours has a beginning and an end".to_owned());
+        }
+        if self.limits.json_bytes < 70_000 {
+            problems.push("limits.json_bytes must hold an event: 70000 or more".to_owned());
+        }
+        problems
+    }
+
+    /// The host (and port, where it is not 443) of `public_url`.
+    pub fn host(&self) -> &str {
+        authority(&self.server.public_url)
+    }
+
+    /// The server's name.
+    pub fn server_name(&self) -> String {
+        let name = &self.server.server_name;
+        if name.is_empty() { self.host().to_owned() } else { name.clone() }
+    }
+
+    /// Where enrolment is reached, without a slash at the end.
+    pub fn enrol_url(&self) -> String {
+        if !self.server.enrol_url.is_empty() {
+            return self.server.enrol_url.trim_end_matches('/').to_owned();
+        }
+        let host = self.host();
+        let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+        format!("https://{host}:{}", self.server.enrol_listen.port())
+    }
+}
+
+/// The host and port of a URL.
+pub fn authority(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or_default()
+}

@@ -1,0 +1,179 @@
+//! Who is calling: the connection, the session behind the token, the appservice. The certificate's verdict was taken
+//! when the connection began; whether it still holds is asked here, on every request (DESIGN 1, 2).
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use ruma::{OwnedUserId, UserId};
+
+use super::route::bearer;
+use crate::{
+    accounts::{
+        sessions::LiveSession,
+        terminals::{Known, Standing},
+    },
+    config::ClientCertificate,
+    error::{Code, Error, Result, forbidden, refuse},
+    server::Server,
+    tls::Presented,
+};
+
+/// The listener that a request came in on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// Clients.
+    Public,
+    /// Enrolment, mail links, help.
+    Enrol,
+    /// Bot, bridge, commands.
+    Internal,
+}
+
+/// The connection that a request came in on.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where from: for the audit log, never a credential.
+    pub address: SocketAddr,
+    /// What certificate was shown.
+    pub presented: Arc<Presented>,
+    /// On which listener.
+    pub listener: Listener,
+}
+
+/// Who is calling, authenticated.
+#[derive(Clone, Debug)]
+pub struct Requester {
+    /// The account.
+    pub user_id: OwnedUserId,
+    /// The device; appservices have none.
+    pub device_id: Option<String>,
+    /// The session; appservices have none.
+    pub session: Option<Arc<LiveSession>>,
+    /// The appservice that acts as the account.
+    pub appservice: Option<String>,
+    /// The terminal.
+    pub terminal: Option<Known>,
+    /// Where from.
+    pub address: SocketAddr,
+}
+
+impl Requester {
+    /// The device, where the call needs one.
+    pub fn device(&self) -> Result<&str> {
+        self.device_id.as_deref().ok_or_else(|| forbidden("This call needs a session of a device."))
+    }
+
+    /// A line of the audit log about what this caller does.
+    pub fn entry(&self, now: i64, action: &str) -> crate::audit::Entry {
+        crate::audit::Entry {
+            at: now,
+            actor: self.user_id.to_string(),
+            terminal: self.terminal.as_ref().map(|known| known.terminal),
+            certificate: self.terminal.as_ref().map(|known| known.serial.clone()),
+            address: Some(self.address.ip().to_string()),
+            action: action.to_owned(),
+            result: "ok".to_owned(),
+            ..crate::audit::Entry::default()
+        }
+    }
+}
+
+/// The connection of a request.
+pub fn peer(parts: &http::request::Parts) -> Result<Peer> {
+    parts.extensions.get::<Peer>().cloned().ok_or_else(|| Error::internal("a request without its connection"))
+}
+
+/// What the connection's certificate is worth now, where the policy asks for one.
+pub fn terminal(server: &Server, peer: &Peer) -> Result<Option<Known>> {
+    if server.config.policy.client_certificate == ClientCertificate::Off || peer.listener != Listener::Public {
+        return Ok(None);
+    }
+    match server.terminals.standing(&peer.presented, server.now()) {
+        (Standing::Valid, known) => Ok(known),
+        (standing, _) => Err(certificate_refused(standing)),
+    }
+}
+
+/// The refusal that tells the certificate's own state and nothing else (never 401: clients would delete their session).
+pub fn certificate_refused(standing: Standing) -> Error {
+    let message = match standing {
+        Standing::Valid => "The certificate is valid.",
+        Standing::None => "This terminal showed no certificate: install the one that the city issued (電子証明書がありません).",
+        Standing::Expired => "This terminal's certificate has expired: ask the city desk to renew it (電子証明書の期限切れ).",
+        Standing::Revoked => "This terminal's certificate has been revoked: ask the city desk (電子証明書は失効しています).",
+        Standing::Unknown => "This certificate is not one of this service: choose the one that the city issued (電子証明書が違います).",
+    };
+    forbidden(message).with("jp.heya.certificate", standing.word())
+}
+
+/// The caller of an authenticated endpoint.
+pub async fn requester(server: &Arc<Server>, parts: &http::request::Parts) -> Result<Requester> {
+    let peer = peer(parts)?;
+    let terminal = terminal(server, &peer)?;
+    let token = bearer(&parts.headers)
+        .ok_or_else(|| refuse(Code::MissingToken, "An access token is needed in the Authorization header."))?;
+    match peer.listener {
+        Listener::Internal => appservice(server, parts, token, &peer),
+        Listener::Enrol => Err(refuse(Code::Unrecognized, "This address is for enrolment only.")),
+        Listener::Public => session(server, token, terminal, &peer),
+    }
+}
+
+fn session(server: &Arc<Server>, token: &str, terminal: Option<Known>, peer: &Peer) -> Result<Requester> {
+    let session = server
+        .sessions
+        .of_token(token)
+        .ok_or_else(|| refuse(Code::UnknownToken { soft_logout: false }, "This session has ended: please log in."))?;
+    // The `connection` binding: the token is worth nothing on another terminal (C4).
+    if session.terminal.is_some() && session.terminal != terminal.as_ref().map(|known| known.terminal) {
+        return Err(refuse(
+            Code::UnknownToken { soft_logout: true },
+            "This session belongs to another terminal: please log in on this one.",
+        ));
+    }
+    let now = server.now();
+    session.last_seen.store(now, Ordering::Relaxed);
+    if server.config.policy.rate_limits {
+        server.limiter.allow(&session, now, &server.config.limits)?;
+    }
+    Ok(Requester {
+        user_id: session.user_id.clone(),
+        device_id: Some(session.device_id.clone()),
+        session: Some(session),
+        appservice: None,
+        terminal,
+        address: peer.address,
+    })
+}
+
+/// An appservice, on the internal listener: as its own user, or as one of its namespace (`?user_id=`).
+fn appservice(server: &Arc<Server>, parts: &http::request::Parts, token: &str, peer: &Peer) -> Result<Requester> {
+    let appservice = server
+        .appservices
+        .of_token(token)
+        .ok_or_else(|| refuse(Code::UnknownToken { soft_logout: false }, "This token is not an appservice's."))?;
+    let query = super::route::form(parts.uri.query().unwrap_or_default());
+    let field = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let user_id = match field("user_id") {
+        Some(id) => {
+            let user_id = <&UserId>::try_from(id.as_str())
+                .map_err(|_| crate::error::invalid("user_id is not a user id."))?
+                .to_owned();
+            if !server.is_local(&user_id) || !appservice.may_act_as(&user_id) {
+                return Err(forbidden("The appservice may act only as users of its namespace."));
+            }
+            user_id
+        }
+        None => appservice.sender.clone(),
+    };
+    Ok(Requester {
+        user_id,
+        device_id: field("device_id").or_else(|| field("org.matrix.msc3202.device_id")),
+        session: None,
+        appservice: Some(appservice.id.clone()),
+        terminal: None,
+        address: peer.address,
+    })
+}

@@ -1,0 +1,292 @@
+//! Listeners, connections, and what every request goes through before its handler: limits, host, certificate.
+//! Knows no endpoint.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    middleware::{self, Next},
+    response::Response,
+};
+use http::{HeaderValue, Method, StatusCode, header};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::Semaphore,
+};
+use tower_service::Service as _;
+
+use self::{
+    caller::{Listener, Peer},
+    route::Routes,
+};
+use crate::{
+    accounts::terminals::Standing,
+    config::ClientCertificate,
+    error::{Code, refuse},
+    server::Server,
+    tls::{Presented, TlsAcceptor},
+};
+
+pub mod caller;
+pub mod json;
+pub mod limits;
+pub mod reply;
+pub mod route;
+
+/// One listener: where, how, and what it serves.
+pub struct Serving {
+    /// Which listener.
+    pub kind: Listener,
+    /// The socket.
+    pub socket: TcpListener,
+    /// TLS; none for plain HTTP on loopback.
+    pub tls: Option<Arc<TlsAcceptor>>,
+    /// The routes.
+    pub router: Router,
+    /// Hosts that it answers to; empty for any.
+    pub hosts: Vec<String>,
+}
+
+/// Answers a page, where a person asks in a browser and is refused.
+pub type Refuse = fn(&Server, Standing) -> Response;
+
+/// Puts the layers that every request goes through around the routes.
+pub fn router(server: &Arc<Server>, routes: Routes, kind: Listener, hosts: Vec<String>, page: Refuse) -> Router {
+    let guard = Arc::new(Guard { server: Arc::clone(server), kind, hosts, page });
+    routes
+        .into_router()
+        .fallback(|| async {
+            reply::error(refuse(Code::Unrecognized, "There is no such endpoint here."))
+        })
+        .method_not_allowed_fallback(|| async {
+            reply::error(refuse(Code::MethodNotAllowed, "This path takes another method."))
+        })
+        .layer(tower_http::compression::CompressionLayer::new().compress_when(Compressible))
+        .layer(middleware::from_fn_with_state(guard, pass))
+        .with_state(Arc::clone(server))
+}
+
+/// Texts from 1 KiB on; media are served as they are.
+#[derive(Clone, Copy)]
+struct Compressible;
+
+impl tower_http::compression::predicate::Predicate for Compressible {
+    fn should_compress<B: hyper::body::Body>(&self, response: &http::Response<B>) -> bool {
+        let text = response
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .and_then(|kind| kind.to_str().ok())
+            .is_some_and(|kind| {
+                ["application/json", "text/", "application/javascript", "application/wasm", "image/svg"]
+                    .iter()
+                    .any(|start| kind.starts_with(start))
+            });
+        let media = response.headers().contains_key(header::CONTENT_DISPOSITION)
+            || response.headers().contains_key(header::CONTENT_RANGE);
+        text && !media && response.body().size_hint().exact().is_none_or(|bytes| bytes >= 1_024)
+    }
+}
+
+struct Guard {
+    server: Arc<Server>,
+    kind: Listener,
+    hosts: Vec<String>,
+    page: Refuse,
+}
+
+/// Paths that are open without a certificate: discovery, health, and what the refusal page is made of.
+fn is_open(path: &str) -> bool {
+    path.starts_with("/.well-known/") || path == "/_heya/health" || path == "/_heya/style.css"
+}
+
+/// Before every handler: the host, the certificate, preflights. After it: headers.
+async fn pass(
+    axum::extract::State(guard): axum::extract::State<Arc<Guard>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let begun = tokio::time::Instant::now();
+    let template = request.extensions().get::<axum::extract::MatchedPath>().map(|path| path.as_str().to_owned());
+    let method = request.method().clone();
+    let response = match check(&guard, &request) {
+        Some(response) => response,
+        None => next.run(request).await,
+    };
+    // The template only: paths and queries hold room ids, names of files, tokens of links.
+    tracing::debug!(
+        method = %method,
+        route = template.as_deref().unwrap_or("(none)"),
+        status = response.status().as_u16(),
+        ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "request"
+    );
+    with_headers(response, guard.kind)
+}
+
+fn check(guard: &Guard, request: &Request) -> Option<Response> {
+    let path = request.uri().path();
+    let host = request
+        .uri()
+        .authority()
+        .map(|authority| authority.as_str())
+        .or_else(|| request.headers().get(header::HOST).and_then(|host| host.to_str().ok()));
+    if !guard.hosts.is_empty() && !host.is_some_and(|host| guard.hosts.iter().any(|ours| ours == host)) {
+        return Some(reply::error(refuse(Code::MisdirectedRequest, "This server does not answer to that host.")));
+    }
+    if guard.kind != Listener::Public {
+        return None;
+    }
+    if guard.server.config.policy.client_certificate == ClientCertificate::Connection && !is_open(path) {
+        let presented = request.extensions().get::<Peer>().map(|peer| Arc::clone(&peer.presented));
+        let presented = presented.unwrap_or_else(|| Arc::new(Presented::None));
+        let (standing, _) = guard.server.terminals.standing(&presented, guard.server.now());
+        if standing != Standing::Valid {
+            let api = path.starts_with("/_matrix/") || path.starts_with("/_heya/") || path.starts_with("/_synapse/");
+            return Some(if api {
+                reply::error(caller::certificate_refused(standing))
+            } else {
+                (guard.page)(&guard.server, standing)
+            });
+        }
+    }
+    if request.method() == Method::OPTIONS {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        return Some(response);
+    }
+    None
+}
+
+/// CORS as the client-server API asks ("Web Browser Clients"), and that nothing is guessed or framed.
+fn with_headers(mut response: Response, kind: Listener) -> Response {
+    let headers = response.headers_mut();
+    let mut put = |name: header::HeaderName, value: &'static str| {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    };
+    put(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    put(header::REFERRER_POLICY, "same-origin");
+    if kind == Listener::Public {
+        put(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*");
+        put(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, DELETE, OPTIONS");
+        put(header::ACCESS_CONTROL_ALLOW_HEADERS, "X-Requested-With, Content-Type, Authorization");
+        put(header::STRICT_TRANSPORT_SECURITY, "max-age=63072000");
+    }
+    response
+}
+
+/// Accepts connections until the server stops; then open requests have five seconds to end.
+pub async fn serve(server: Arc<Server>, serving: Serving) {
+    let permits = Arc::new(Semaphore::new(server.config.limits.connections));
+    let mut stopping = server.stopping.subscribe();
+    let tracker = Arc::new(());
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = serving.socket.accept() => accepted,
+            () = crate::server::stopped(&mut stopping) => break,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: connections that end will free some.
+                tracing::error!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        // Small answers must not wait for a full segment.
+        let _ = stream.set_nodelay(true);
+        let (server, tls, router, kind) =
+            (Arc::clone(&server), serving.tls.clone(), serving.router.clone(), serving.kind);
+        let tracker = Arc::clone(&tracker);
+        tokio::spawn(async move {
+            let _permit = permit;
+            let _tracker = tracker;
+            match tls {
+                Some(tls) => {
+                    let timeout = Duration::from_secs(server.config.limits.handshake_seconds);
+                    match tls.accept(stream, timeout).await {
+                        Ok((stream, presented)) => {
+                            connection(&server, stream, address, presented, kind, router).await;
+                        }
+                        Err(error) => tracing::debug!(%error, "a connection ended in its handshake"),
+                    }
+                }
+                None => connection(&server, stream, address, Presented::None, kind, router).await,
+            }
+        });
+    }
+    for _ in 0..50 {
+        if Arc::strong_count(&tracker) == 1 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Serves one connection until it ends, its certificate is revoked, or the server stops.
+async fn connection<S>(
+    server: &Arc<Server>,
+    stream: S,
+    address: SocketAddr,
+    presented: Presented,
+    kind: Listener,
+    router: Router,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // Registered before the first request asks whether the certificate is revoked: a revocation in between is
+    // seen by one or the other.
+    let guard = match &presented {
+        Presented::Terminal(identity) => Some(server.terminals.connections.register(&identity.serial)),
+        _ => None,
+    };
+    let peer = Peer { address, presented: Arc::new(presented), listener: kind };
+    let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        router.clone().call(request.map(Body::new))
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(server.config.limits.request_seconds))
+        .max_buf_size(64 * 1024);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100)
+        .max_header_list_size(64 * 1024)
+        .keep_alive_interval(Some(Duration::from_secs(60)))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let serving = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(serving);
+    let mut stopping = server.stopping.subscribe();
+    let revoked = async {
+        match &guard {
+            Some(guard) => guard.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ended = serving.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection broke off");
+            }
+        }
+        // Dropping the connection ends its long polls at once.
+        () = revoked => {}
+        () = crate::server::stopped(&mut stopping) => {
+            serving.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(Duration::from_secs(5), serving).await;
+        }
+    }
+}

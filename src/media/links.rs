@@ -1,0 +1,167 @@
+//! Which media an event shows, and who may read a medium (DESIGN 12): the uploader, and whoever is in a room where an
+//! event shows it. An mxc URI alone opens nothing.
+
+use ruma::{OwnedRoomId, RoomId, ServerName, UserId};
+use serde_json::Value;
+
+use crate::{
+    config::Encryption,
+    error::Result,
+    server::Server,
+    store::{self, Conn, media::Medium},
+};
+
+/// Media that one event can show. An event is at most 64 KiB, so this only bounds the lookups of a hostile one.
+const MEDIA_PER_EVENT_MAX: usize = 100;
+/// The longest media id looked up; ours have 24 characters.
+const MEDIA_ID_BYTES_MAX: usize = 255;
+
+/// Why a user may read a medium.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// An event of this room shows it, and the user is joined.
+    Room(OwnedRoomId),
+    /// It is the picture of an account with which the user shares a room.
+    Avatar,
+    /// The user uploaded it and no event of a room of theirs shows it.
+    Own,
+}
+
+/// Why `user` may read `medium`; `None` where they may not.
+pub async fn seen(server: &Server, conn: &mut Conn, user: &UserId, medium: &Medium) -> Result<Option<Seen>> {
+    let links = store::media::links(conn, &medium.media_id).await?;
+    let shares =
+        |other: &str| <&UserId>::try_from(other).is_ok_and(|other| server.live.share_a_room(user, other));
+    // The link of a picture names the account; where it names none it is the uploader's.
+    let uploader = medium.user_id.as_str();
+    let mut pictures: Vec<&str> = Vec::new();
+    for (_, account) in links.iter().filter(|(room_id, _)| room_id.is_empty()) {
+        pictures.push(if account.starts_with('@') { account.as_str() } else { uploader });
+    }
+    // The uploader's own picture first: that a face was drawn beside a message is no reading of a room. Somebody
+    // else's does not come first, or a photo made one's own picture could be opened without a trace.
+    if pictures.contains(&uploader) && shares(uploader) {
+        return Ok(Some(Seen::Avatar));
+    }
+    let room = links
+        .iter()
+        .filter_map(|(room_id, _)| <&RoomId>::try_from(room_id.as_str()).ok())
+        .find(|room_id| server.live.is_joined(user, room_id));
+    if let Some(room_id) = room {
+        return Ok(Some(Seen::Room(room_id.to_owned())));
+    }
+    if pictures.iter().any(|account| shares(account)) {
+        return Ok(Some(Seen::Avatar));
+    }
+    if uploader == user.as_str() {
+        return Ok(Some(Seen::Own));
+    }
+    // An encrypted event hides its mxc URI from the server, so nothing can be linked to it. The blob is encrypted too.
+    if server.config.policy.encryption == Encryption::Allowed && links.is_empty() && shares(uploader) {
+        return Ok(Some(Seen::Avatar));
+    }
+    Ok(None)
+}
+
+/// Whether `user` may read `medium`.
+pub async fn may_read(server: &Server, conn: &mut Conn, user: &UserId, medium: &Medium) -> Result<bool> {
+    Ok(seen(server, conn, user, medium).await?.is_some())
+}
+
+/// The ids of this server's media named anywhere in an event's content, each once (URLs of files, thumbnails and
+/// avatars, pictures inside `formatted_body`, custom types).
+pub fn media_ids(content: &Value, server_name: &ServerName) -> Vec<String> {
+    let prefix = format!("mxc://{server_name}/");
+    let mut found: Vec<String> = Vec::new();
+    let mut open = vec![content];
+    while let Some(value) = open.pop() {
+        match value {
+            Value::String(text) => ids_in(text, &prefix, &mut found),
+            Value::Array(list) => open.extend(list),
+            Value::Object(fields) => open.extend(fields.values()),
+            _ => {}
+        }
+        if found.len() >= MEDIA_PER_EVENT_MAX {
+            found.truncate(MEDIA_PER_EVENT_MAX);
+            break;
+        }
+    }
+    found
+}
+
+/// Whether this is the form of a media id (client-server API, "Matrix Content (mxc://) URIs").
+pub fn is_media_id(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MEDIA_ID_BYTES_MAX && text.bytes().all(is_id_byte)
+}
+
+fn is_id_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
+}
+
+fn ids_in(text: &str, prefix: &str, found: &mut Vec<String>) {
+    for after in text.split(prefix).skip(1) {
+        let id = after.split(|c: char| !c.is_ascii() || !is_id_byte(c as u8)).next().unwrap_or_default();
+        if is_media_id(id) && !found.iter().any(|known| known == id) && found.len() < MEDIA_PER_EVENT_MAX {
+            found.push(id.to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn ids(content: &Value) -> Vec<String> {
+        let name = ruma::OwnedServerName::try_from("city.example.jp").unwrap();
+        let mut ids = media_ids(content, &name);
+        ids.sort_unstable();
+        ids
+    }
+
+    #[test]
+    fn every_uri_of_ours_is_found() {
+        assert_eq!(
+            ids(&json!({
+                "url": "mxc://city.example.jp/one",
+                "info": {"thumbnail_url": "mxc://city.example.jp/two_2-x", "w": 3},
+                "list": [[{"deep": "mxc://city.example.jp/one"}]],
+                "formatted_body": "<img src=\"mxc://city.example.jp/three\"><img src='mxc://city.example.jp/four#auto'>",
+            })),
+            ["four", "one", "three", "two_2-x"]
+        );
+    }
+
+    #[test]
+    fn other_servers_and_broken_uris_are_not() {
+        assert!(
+            ids(&json!({
+                "a": "mxc://other.example/one",
+                "b": "mxc://city.example.jp:8448/one",
+                "c": "mxc://city.example.jp/",
+                "d": "mxc://city.example.jp/../x",
+                "e": "https://city.example.jp/one",
+                "f": 1,
+                "g": null,
+            }))
+            .is_empty()
+        );
+    }
+
+    #[test]
+    fn the_number_is_bounded() {
+        let many: Vec<String> = (0..1_000).map(|i| format!("mxc://city.example.jp/id{i}")).collect();
+        assert_eq!(ids(&json!(many)).len(), MEDIA_PER_EVENT_MAX);
+        assert_eq!(ids(&json!({"body": many.join(" ")})).len(), MEDIA_PER_EVENT_MAX);
+    }
+
+    #[test]
+    fn media_ids_have_a_form() {
+        assert!(is_media_id("AZaz09_-"));
+        for bad in ["", "a/b", "a.b", "a\0", "あ"] {
+            assert!(!is_media_id(bad));
+        }
+        assert!(!is_media_id(&"a".repeat(256)));
+    }
+}

@@ -1,0 +1,220 @@
+//! The one way to write (DESIGN 7). A unit of work is queued; one task drains the queue into one transaction,
+//! unit by unit, on the state that its predecessors in the batch left; a refused unit leaves nothing behind.
+//! One sync to disk, then memory is brought up to date, waiters are woken, and only then is anyone answered.
+
+use std::{pin::Pin, sync::Arc};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{batch::{Batch, Effects}, live::Live, pdu::Signer};
+use crate::{
+    audit::Chain,
+    clock::Clock,
+    config::Policy,
+    error::{Error, Result},
+    store::{self, Conn, Db},
+};
+
+/// Units taken into one transaction at most.
+const BATCH_UNITS_MAX: usize = 256;
+/// Units waiting at most; beyond it callers wait for room in the queue.
+const QUEUE_MAX: usize = 4_096;
+
+/// A future that borrows the batch.
+pub type UnitFuture<'b, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'b>>;
+
+type Answer = Box<dyn FnOnce(Option<Error>) + Send>;
+type Work = Box<dyn for<'b> FnOnce(&'b mut Batch) -> Pin<Box<dyn Future<Output = (bool, Answer)> + Send + 'b>> + Send>;
+
+/// What a unit is about, so that a batch can read ahead for all of its units at once.
+#[derive(Clone, Debug, Default)]
+pub struct Hint {
+    /// Rooms it will write to.
+    pub rooms: Vec<ruma::OwnedRoomId>,
+    /// The client transaction it belongs to.
+    pub txn: Option<TxnKey>,
+}
+
+/// A client transaction: the same key again answers the same event (client-server API, "Transaction identifiers").
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TxnKey {
+    /// The user.
+    pub user_id: ruma::OwnedUserId,
+    /// The device.
+    pub device_id: String,
+    /// Endpoint, room and type.
+    pub scope: String,
+    /// The id that the client chose.
+    pub txn_id: String,
+}
+
+struct Job {
+    hint: Hint,
+    work: Work,
+}
+
+/// The queue's end that everybody holds.
+#[derive(Clone)]
+pub struct Committer {
+    queue: mpsc::Sender<Job>,
+}
+
+/// What the committing task works with.
+pub struct Context {
+    /// The database.
+    pub db: Arc<Db>,
+    /// Memory.
+    pub live: Arc<Live>,
+    /// Server name and key.
+    pub signer: Arc<Signer>,
+    /// The city's policies.
+    pub policy: Arc<Policy>,
+    /// Time.
+    pub clock: Clock,
+    /// The audit log's newest hash.
+    pub chain: Chain,
+}
+
+impl Committer {
+    /// Starts the committing task. It ends when every handle is gone and the queue is drained.
+    pub async fn start(context: Context) -> Result<(Self, tokio::task::JoinHandle<()>)> {
+        let (queue, jobs) = mpsc::channel(QUEUE_MAX);
+        let conn = context.db.writer().await?;
+        let task = tokio::spawn(commit_all(context, conn, jobs));
+        Ok((Self { queue }, task))
+    }
+
+    /// Runs a unit and answers when it is durable. The unit is not interrupted when the caller goes away.
+    pub async fn submit<T, F>(&self, hint: Hint, unit: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'b> FnOnce(&'b mut Batch) -> UnitFuture<'b, T> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel::<Result<T>>();
+        let work: Work = Box::new(move |batch| {
+            Box::pin(async move {
+                let result = unit(batch).await;
+                let done = result.is_ok();
+                let deliver: Answer = Box::new(move |failure| {
+                    // The caller may have gone away; the unit stands all the same.
+                    let _ = answer.send(match failure {
+                        Some(error) if done => Err(error),
+                        _ => result,
+                    });
+                });
+                (done, deliver)
+            })
+        });
+        self.queue
+            .send(Job { hint, work })
+            .await
+            .map_err(|_| Error::internal("the committer has stopped"))?;
+        answered.await.map_err(|_| Error::internal("the committer has stopped"))?
+    }
+
+    /// Jobs waiting.
+    pub fn waiting(&self) -> usize {
+        QUEUE_MAX - self.queue.capacity()
+    }
+}
+
+async fn commit_all(mut context: Context, mut conn: Conn, mut jobs: mpsc::Receiver<Job>) {
+    let mut taken = Vec::with_capacity(BATCH_UNITS_MAX);
+    loop {
+        taken.clear();
+        if jobs.recv_many(&mut taken, BATCH_UNITS_MAX).await == 0 {
+            return;
+        }
+        conn = commit_batch(&mut context, conn, &mut taken).await;
+    }
+}
+
+/// One transaction. Gives the connection back, or a new one where the old one failed.
+async fn commit_batch(context: &mut Context, mut conn: Conn, jobs: &mut Vec<Job>) -> Conn {
+    let hints: Vec<Hint> = jobs.iter().map(|job| job.hint.clone()).collect();
+    let batch_id = crate::clock::random_token(16);
+    let mut answers: Vec<Answer> = Vec::with_capacity(jobs.len());
+    let outcome = run_units(context, conn, jobs, &hints, &batch_id, &mut answers).await;
+    let outcome = match outcome {
+        Ok((effects, open)) => {
+            conn = open;
+            commit(context, &mut conn, &batch_id).await.map(|()| (effects, conn))
+        }
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok((effects, conn)) => {
+            effects.publish(context);
+            for answer in answers {
+                answer(None);
+            }
+            conn
+        }
+        Err(error) => {
+            tracing::error!(%error, "a batch was not committed");
+            let text = error.to_string();
+            for answer in answers {
+                answer(Some(Error::internal(text.clone())));
+            }
+            // Jobs whose turn had not come are dropped: their callers see an internal error, nothing is written.
+            jobs.clear();
+            context.chain.reload(&context.db).await;
+            reconnect(context).await
+        }
+    }
+}
+
+/// Runs the units in a transaction that is left open for `commit`. Where this fails the connection is dropped,
+/// which ends the transaction.
+async fn run_units(
+    context: &Context,
+    mut conn: Conn,
+    jobs: &mut Vec<Job>,
+    hints: &[Hint],
+    batch_id: &str,
+    answers: &mut Vec<Answer>,
+) -> Result<(Effects, Conn)> {
+    conn.begin().await?;
+    let mut batch = Batch::open(context, conn, hints).await?;
+    for job in jobs.drain(..) {
+        let mark = batch.mark();
+        let (done, answer) = (job.work)(&mut batch).await;
+        answers.push(answer);
+        if done {
+            batch.keep(mark).await?;
+        } else {
+            batch.undo(mark).await?;
+        }
+    }
+    let effects = batch.flush(batch_id).await?;
+    Ok((effects, batch.into_connection()))
+}
+
+/// COMMIT; where its outcome is unknown (the connection broke), the batch id in the database tells.
+async fn commit(context: &Context, conn: &mut Conn, batch_id: &str) -> Result<()> {
+    let Err(error) = store::run!(conn, "COMMIT") else { return Ok(()) };
+    tracing::warn!(%error, "COMMIT failed; asking the database whether it happened");
+    for attempt in 0..20_u64 {
+        tokio::time::sleep(std::time::Duration::from_millis(50 * attempt)).await;
+        if let Ok(mut fresh) = context.db.read().await
+            && let Ok(stored) = store::meta::batch(&mut fresh).await
+        {
+            return if stored == batch_id { Ok(()) } else { Err(error) };
+        }
+    }
+    Err(error)
+}
+
+/// A new connection to write with, however long the database is away: nothing can be written meanwhile, and
+/// callers see that.
+async fn reconnect(context: &Context) -> Conn {
+    let mut wait_ms = 50;
+    loop {
+        match context.db.writer().await {
+            Ok(conn) => return conn,
+            Err(error) => tracing::error!(%error, "cannot connect to the database to write"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(wait_ms)).await;
+        wait_ms = (wait_ms * 2).min(5_000);
+    }
+}

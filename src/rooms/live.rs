@@ -1,0 +1,547 @@
+//! What the server knows without asking the database: the rooms in use, everybody's memberships, receipts,
+//! who waits for news. Merged from commits by the committer, after the commit (DESIGN 9).
+//!
+//! A room is loaded when first needed. While its rows are being read, commits that touch it are kept aside and
+//! merged when the reading is done, so a room in memory never misses or repeats an event.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+};
+
+use parking::{Mutex, RwLock};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId, events::StateEventType};
+use tokio::sync::Notify;
+
+use super::{pdu::Event, state::RoomState};
+use crate::{
+    error::{Error, Result, not_found},
+    store::{self, Db},
+};
+
+/// Locks whose poisoning is not an error for us: every critical section here is a few moves of data.
+pub mod parking {
+    pub use std::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+
+    /// A mutex without poisoning.
+    #[derive(Debug, Default)]
+    pub struct Mutex<T>(std::sync::Mutex<T>);
+    /// A read-write lock without poisoning.
+    #[derive(Debug, Default)]
+    pub struct RwLock<T>(std::sync::RwLock<T>);
+
+    impl<T> Mutex<T> {
+        /// A new mutex.
+        pub fn new(value: T) -> Self {
+            Self(std::sync::Mutex::new(value))
+        }
+        /// Locks.
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+    }
+
+    impl<T> RwLock<T> {
+        /// A new lock.
+        pub fn new(value: T) -> Self {
+            Self(std::sync::RwLock::new(value))
+        }
+        /// Locks for reading.
+        pub fn read(&self) -> RwLockReadGuard<'_, T> {
+            self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+        /// Locks for writing.
+        pub fn write(&self) -> RwLockWriteGuard<'_, T> {
+            self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+    }
+}
+
+/// Events kept per room for sync; older ones come from the database.
+const TIMELINE_EVENTS_MAX: usize = 128;
+/// Rooms kept in memory before idle ones are dropped.
+const ROOMS_MAX: usize = 4_000;
+
+/// All of it.
+pub struct Live {
+    position: AtomicI64,
+    volatile: AtomicU64,
+    rooms: RwLock<HashMap<OwnedRoomId, Arc<LiveRoom>>>,
+    users: RwLock<HashMap<OwnedUserId, Arc<LiveUser>>>,
+    /// Told after every commit: the followers (push, appservices, search) wait on it.
+    pub committed: Notify,
+}
+
+/// What the room row says, beside its state.
+#[derive(Clone, Debug)]
+pub struct RoomRow {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// The room version.
+    pub version: ruma::RoomVersionId,
+    /// Forward extremities.
+    pub head: Vec<OwnedEventId>,
+    /// Depth of the newest event.
+    pub depth: i64,
+    /// Position of the newest state event.
+    pub state_version: i64,
+    /// Position of the newest event.
+    pub last_position: i64,
+    /// `open`, `closed` or `archived` (DESIGN 15).
+    pub status: String,
+    /// What the room is for; see the table's comment.
+    pub kind: String,
+    /// The room number (部屋番号).
+    pub room_number: Option<i64>,
+    /// The facility of a liaison room.
+    pub facility: Option<i64>,
+    /// Hash of the subject.
+    pub subject_key: Option<String>,
+    /// When it was made.
+    pub created_at: i64,
+}
+
+/// A room as the last commit left it.
+#[derive(Clone, Debug)]
+pub struct RoomView {
+    /// The room's row.
+    pub row: RoomRow,
+    /// The current state.
+    pub state: RoomState,
+}
+
+/// The newest events of a room, in order.
+#[derive(Debug, Default)]
+pub struct Timeline {
+    /// The events.
+    pub events: VecDeque<Arc<Event>>,
+    /// Every event of the room with a position greater than this is in `events`.
+    pub complete_after: i64,
+}
+
+/// A receipt.
+#[derive(Clone, Debug)]
+pub struct Receipt {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// Whose.
+    pub user_id: OwnedUserId,
+    /// `m.read` or `m.read.private`.
+    pub kind: String,
+    /// The thread, `main`, or "" for an unthreaded one.
+    pub thread: String,
+    /// The event read.
+    pub event_id: OwnedEventId,
+    /// Its order in the room.
+    pub event_order: i64,
+    /// When.
+    pub ts: i64,
+    /// Position in the one sequence.
+    pub position: i64,
+}
+
+/// What a commit does to a room.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A new event, and the row after it.
+    Event(Arc<Event>),
+    /// The room's row after the commit.
+    Row(RoomRow),
+    /// An event got new content (redaction).
+    Replaced(Arc<Event>),
+    /// A receipt moved.
+    Receipt(Receipt),
+}
+
+enum Inner {
+    /// Being read; commits meanwhile.
+    Loading(Vec<Change>),
+    /// In use.
+    Ready(Arc<Ready>),
+}
+
+#[derive(Clone, Debug)]
+struct Ready {
+    view: Arc<RoomView>,
+}
+
+/// A room in memory.
+pub struct LiveRoom {
+    inner: Mutex<Inner>,
+    /// The newest events.
+    pub timeline: RwLock<Timeline>,
+    /// Receipts by (user, kind, thread).
+    pub receipts: RwLock<BTreeMap<(OwnedUserId, String, String), Receipt>>,
+    /// Who types, and until when (ms).
+    pub typing: Mutex<BTreeMap<OwnedUserId, i64>>,
+    /// The volatile counter at which typing last changed.
+    pub typing_at: AtomicU64,
+    load: tokio::sync::Mutex<()>,
+    used: AtomicI64,
+}
+
+/// A membership of a user.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    /// `join`, `invite`, `leave`, `ban` or `knock`.
+    pub membership: String,
+    /// The member event.
+    pub event_id: OwnedEventId,
+    /// Position at which the membership became what it is.
+    pub changed_at: i64,
+    /// Position of the newest member event.
+    pub position: i64,
+    /// The user asked to forget the room.
+    pub forgotten: bool,
+}
+
+/// A user in memory.
+#[derive(Default)]
+pub struct LiveUser {
+    /// Memberships by room.
+    pub rooms: RwLock<BTreeMap<OwnedRoomId, Membership>>,
+    /// Position of the newest thing this user can see.
+    pub last_position: AtomicI64,
+    /// Volatile counter of the newest typing this user can see.
+    pub last_volatile: AtomicU64,
+    /// Position of the newest change of the user's own account data, to-device messages or keys.
+    pub personal_position: AtomicI64,
+    /// Long polls wait here.
+    pub wake: Notify,
+    /// Counts how often account data changed; guards the cache of push rules.
+    pub generation: AtomicU64,
+    /// Push rules as last read, with the generation they belong to.
+    pub rules: Mutex<Option<(u64, Arc<ruma::push::Ruleset>)>>,
+    /// Unread counts by room: counted up to a position, for a receipt position.
+    pub unread: Mutex<HashMap<OwnedRoomId, crate::push::counts::Counted>>,
+}
+
+impl LiveUser {
+    /// Wakes the user's long polls for something at `position`.
+    pub fn touch(&self, position: i64) {
+        self.last_position.fetch_max(position, Ordering::AcqRel);
+    }
+}
+
+impl Live {
+    /// Reads what must be in memory from the start: the position and everybody's memberships.
+    pub async fn load(db: &Db) -> Result<Self> {
+        let mut conn = db.read().await?;
+        let position = store::meta::position(&mut conn).await?;
+        let mut users: HashMap<OwnedUserId, Arc<LiveUser>> = HashMap::new();
+        for (user_id, room_id, membership) in store::rooms::all_memberships(&mut conn).await? {
+            let user = users.entry(user_id).or_default();
+            user.rooms.write().insert(room_id, membership);
+        }
+        for user in users.values() {
+            user.last_position.store(position, Ordering::Release);
+            user.personal_position.store(position, Ordering::Release);
+        }
+        Ok(Self {
+            position: AtomicI64::new(position),
+            volatile: AtomicU64::new(0),
+            rooms: RwLock::default(),
+            users: RwLock::new(users),
+            committed: Notify::new(),
+        })
+    }
+
+    /// The newest committed position whose effects are all in memory.
+    pub fn position(&self) -> i64 {
+        self.position.load(Ordering::Acquire)
+    }
+
+    /// The user, known or not.
+    pub fn user(&self, user_id: &UserId) -> Arc<LiveUser> {
+        if let Some(user) = self.users.read().get(user_id) {
+            return Arc::clone(user);
+        }
+        let mut users = self.users.write();
+        let position = self.position();
+        Arc::clone(users.entry(user_id.to_owned()).or_insert_with(|| {
+            let user = LiveUser::default();
+            user.last_position.store(position, Ordering::Release);
+            user.personal_position.store(position, Ordering::Release);
+            Arc::new(user)
+        }))
+    }
+
+    /// The membership of a user in a room, as of the last commit.
+    pub fn membership(&self, user_id: &UserId, room_id: &RoomId) -> Option<Membership> {
+        self.users.read().get(user_id)?.rooms.read().get(room_id).cloned()
+    }
+
+    /// Whether the user is joined.
+    pub fn is_joined(&self, user_id: &UserId, room_id: &RoomId) -> bool {
+        self.membership(user_id, room_id).is_some_and(|m| m.membership == "join")
+    }
+
+    /// The rooms a user is joined to.
+    pub fn joined_rooms(&self, user_id: &UserId) -> BTreeSet<OwnedRoomId> {
+        let users = self.users.read();
+        let Some(user) = users.get(user_id) else { return BTreeSet::new() };
+        let rooms = user.rooms.read();
+        rooms.iter().filter(|(_, m)| m.membership == "join").map(|(room, _)| room.clone()).collect()
+    }
+
+    /// Whether two users are joined to a room together.
+    pub fn share_a_room(&self, a: &UserId, b: &UserId) -> bool {
+        a == b || !self.joined_rooms(a).is_disjoint(&self.joined_rooms(b))
+    }
+
+    /// The room, read from the database if need be.
+    pub async fn room(&self, db: &Db, room_id: &RoomId) -> Result<Arc<LiveRoom>> {
+        let room = self.entry(room_id);
+        room.used.store(self.position(), Ordering::Relaxed);
+        if room.view().is_some() {
+            return Ok(room);
+        }
+        let read = {
+            let _one_reader = room.load.lock().await;
+            if room.view().is_some() { Ok(()) } else { room.read_from(db, room_id).await }
+        };
+        if let Err(error) = read {
+            self.rooms.write().remove(room_id);
+            return Err(error);
+        }
+        Ok(room)
+    }
+
+    /// The room if it is in memory and ready.
+    pub fn room_in_memory(&self, room_id: &RoomId) -> Option<Arc<LiveRoom>> {
+        self.rooms.read().get(room_id).filter(|room| room.view().is_some()).cloned()
+    }
+
+    fn entry(&self, room_id: &RoomId) -> Arc<LiveRoom> {
+        if let Some(room) = self.rooms.read().get(room_id) {
+            return Arc::clone(room);
+        }
+        let mut rooms = self.rooms.write();
+        if rooms.len() >= ROOMS_MAX {
+            drop_idle(&mut rooms);
+        }
+        Arc::clone(rooms.entry(room_id.to_owned()).or_insert_with(|| Arc::new(LiveRoom::loading())))
+    }
+
+    /// Puts a room that a commit has just made into memory.
+    pub fn insert(&self, view: RoomView, events: Vec<Arc<Event>>) {
+        let room = LiveRoom::loading();
+        {
+            let mut timeline = room.timeline.write();
+            timeline.complete_after = 0;
+            timeline.events.extend(events);
+        }
+        *room.inner.lock() = Inner::Ready(Arc::new(Ready { view: Arc::new(view.clone()) }));
+        self.rooms.write().insert(view.row.room_id.clone(), Arc::new(room));
+    }
+
+    /// Merges a commit's changes of one room.
+    pub fn merge(&self, room_id: &RoomId, changes: Vec<Change>) {
+        let room = self.rooms.read().get(room_id).cloned();
+        if let Some(room) = room {
+            room.merge(changes);
+        }
+    }
+
+    /// Announces a commit: nothing at or below `position` is missing from memory any more.
+    pub fn advance(&self, position: i64, touched: &BTreeMap<OwnedUserId, i64>) {
+        let users: Vec<_> = touched.iter().map(|(user_id, at)| (self.user(user_id), *at)).collect();
+        for (user, at) in &users {
+            user.touch(*at);
+        }
+        self.position.fetch_max(position, Ordering::AcqRel);
+        for (user, _) in &users {
+            user.wake.notify_waiters();
+        }
+        self.committed.notify_waiters();
+    }
+
+    /// The present volatile counter (typing).
+    pub fn volatile(&self) -> u64 {
+        self.volatile.load(Ordering::Acquire)
+    }
+
+    /// Sets whether a user types in a room until a time, and wakes the room's members.
+    pub fn set_typing(&self, room: &LiveRoom, user_id: &UserId, until_ms: Option<i64>) {
+        let changed = {
+            let mut typing = room.typing.lock();
+            match until_ms {
+                Some(until) => typing.insert(user_id.to_owned(), until).is_none(),
+                None => typing.remove(user_id).is_some(),
+            }
+        };
+        if changed {
+            self.typing_changed(room);
+        }
+    }
+
+    /// Drops typing that has run out.
+    pub fn expire_typing(&self, now_ms: i64) {
+        let rooms: Vec<_> = self.rooms.read().values().cloned().collect();
+        for room in rooms {
+            let gone = {
+                let mut typing = room.typing.lock();
+                let before = typing.len();
+                typing.retain(|_, until| *until > now_ms);
+                before != typing.len()
+            };
+            if gone {
+                self.typing_changed(&room);
+            }
+        }
+    }
+
+    fn typing_changed(&self, room: &LiveRoom) {
+        let Some(view) = room.view() else { return };
+        let at = self.volatile.fetch_add(1, Ordering::AcqRel) + 1;
+        room.typing_at.store(at, Ordering::Release);
+        for (user_id, _) in view.state.members("join") {
+            let user = self.user(&user_id);
+            user.last_volatile.fetch_max(at, Ordering::AcqRel);
+            user.wake.notify_waiters();
+        }
+    }
+}
+
+/// Drops the half of the rooms that was used longest ago and that nobody holds.
+fn drop_idle(rooms: &mut HashMap<OwnedRoomId, Arc<LiveRoom>>) {
+    let mut used: Vec<i64> = rooms.values().map(|room| room.used.load(Ordering::Relaxed)).collect();
+    used.sort_unstable();
+    let limit = used.get(used.len() / 2).copied().unwrap_or_default();
+    rooms.retain(|_, room| {
+        Arc::strong_count(room) > 1
+            || room.used.load(Ordering::Relaxed) > limit
+            || !room.typing.lock().is_empty()
+    });
+}
+
+impl LiveRoom {
+    fn loading() -> Self {
+        Self {
+            inner: Mutex::new(Inner::Loading(Vec::new())),
+            timeline: RwLock::default(),
+            receipts: RwLock::default(),
+            typing: Mutex::default(),
+            typing_at: AtomicU64::new(0),
+            load: tokio::sync::Mutex::new(()),
+            used: AtomicI64::new(0),
+        }
+    }
+
+    /// The room as of the last commit; none while it is being read.
+    pub fn view(&self) -> Option<Arc<RoomView>> {
+        match &*self.inner.lock() {
+            Inner::Ready(ready) => Some(Arc::clone(&ready.view)),
+            Inner::Loading(_) => None,
+        }
+    }
+
+    /// The room as of the last commit.
+    pub fn current(&self) -> Result<Arc<RoomView>> {
+        self.view().ok_or_else(|| Error::internal("a room was used before it was read"))
+    }
+
+    async fn read_from(&self, db: &Db, room_id: &RoomId) -> Result<()> {
+        // From here on commits are kept aside in `Inner::Loading`; what was committed before is read.
+        let mut conn = db.read().await?;
+        let row = store::rooms::row(&mut conn, room_id).await?.ok_or_else(|| not_found("No such room."))?;
+        let upto = row.last_position;
+        let state = store::rooms::current_state(&mut conn, room_id).await?;
+        let events = store::events::newest(&mut conn, room_id, upto, TIMELINE_EVENTS_MAX / 2).await?;
+        let receipts = store::rooms::receipts(&mut conn, room_id).await?;
+        let mut map = RoomState::default();
+        for event in state {
+            map.set(event);
+        }
+        {
+            let mut timeline = self.timeline.write();
+            timeline.complete_after = if events.len() < TIMELINE_EVENTS_MAX / 2 {
+                0
+            } else {
+                events.first().map_or(upto, |first| first.position - 1)
+            };
+            timeline.events = events.into();
+            let mut all = self.receipts.write();
+            for receipt in receipts {
+                put_receipt(&mut all, receipt);
+            }
+        }
+        let mut inner = self.inner.lock();
+        let kept = match std::mem::replace(
+            &mut *inner,
+            Inner::Ready(Arc::new(Ready { view: Arc::new(RoomView { row, state: map }) })),
+        ) {
+            Inner::Loading(kept) => kept,
+            Inner::Ready(_) => Vec::new(),
+        };
+        drop(inner);
+        self.merge(kept);
+        Ok(())
+    }
+
+    fn merge(&self, changes: Vec<Change>) {
+        let mut inner = self.inner.lock();
+        let ready = match &mut *inner {
+            Inner::Loading(kept) => {
+                kept.extend(changes);
+                return;
+            }
+            Inner::Ready(ready) => ready,
+        };
+        let mut view = RoomView::clone(&ready.view);
+        let mut timeline = self.timeline.write();
+        for change in changes {
+            match change {
+                Change::Event(event) => {
+                    let newest = timeline.events.back().map_or(timeline.complete_after, |e| e.position);
+                    if event.position > newest {
+                        timeline.events.push_back(Arc::clone(&event));
+                    }
+                    if event.is_state() && event.position > view.row.state_version {
+                        view.row.state_version = event.position;
+                        view.state.set(event);
+                    }
+                }
+                Change::Row(row) => {
+                    if row.last_position >= view.row.last_position {
+                        view.row = row;
+                    }
+                }
+                Change::Replaced(event) => {
+                    if let Some(old) = timeline.events.iter_mut().find(|e| e.event_id == event.event_id) {
+                        *old = Arc::clone(&event);
+                    }
+                    if let Some(state_key) = &event.state_key {
+                        let kind = StateEventType::from(event.kind.to_string());
+                        if view.state.event(&kind, state_key).is_some_and(|e| e.event_id == event.event_id) {
+                            view.state.set(event);
+                        }
+                    }
+                }
+                Change::Receipt(receipt) => put_receipt(&mut self.receipts.write(), receipt),
+            }
+        }
+        while timeline.events.len() > TIMELINE_EVENTS_MAX {
+            if let Some(gone) = timeline.events.pop_front() {
+                timeline.complete_after = gone.position;
+            }
+        }
+        drop(timeline);
+        *ready = Arc::new(Ready { view: Arc::new(view) });
+    }
+
+    /// Who types now.
+    pub fn typing_users(&self) -> Vec<OwnedUserId> {
+        self.typing.lock().keys().cloned().collect()
+    }
+}
+
+fn put_receipt(all: &mut BTreeMap<(OwnedUserId, String, String), Receipt>, receipt: Receipt) {
+    let key = (receipt.user_id.clone(), receipt.kind.clone(), receipt.thread.clone());
+    if all.get(&key).is_none_or(|old| old.position <= receipt.position) {
+        all.insert(key, receipt);
+    }
+}

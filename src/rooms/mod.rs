@@ -1,0 +1,12 @@
+//! Rooms: events, state, the write path, what is in memory.
+
+pub mod batch;
+pub mod city;
+pub mod committer;
+pub mod create;
+pub mod history;
+pub mod live;
+pub mod member;
+pub mod pdu;
+pub mod send;
+pub mod state;

@@ -1,0 +1,291 @@
+//! Sending: messages, state, redactions, receipts. Each is one unit of the committer.
+
+use std::sync::Arc;
+
+use ruma::{
+    CanonicalJsonObject, EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    events::{StateEventType, TimelineEventType},
+};
+use serde_json::Value;
+
+use super::{
+    batch::{Batch, Intent},
+    committer::{Hint, TxnKey},
+    live::Receipt,
+    pdu::Event,
+};
+use crate::{
+    config::Encryption,
+    error::{Code, Result, forbidden, not_found, refuse},
+    server::Server,
+    store,
+};
+
+/// An event as a caller wants it sent.
+#[derive(Debug)]
+pub struct Sending {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// Who.
+    pub sender: OwnedUserId,
+    /// The type.
+    pub kind: TimelineEventType,
+    /// The state key, of state events.
+    pub state_key: Option<String>,
+    /// The content.
+    pub content: CanonicalJsonObject,
+    /// The client transaction.
+    pub txn: Option<TxnKey>,
+    /// The time to show, of appservices.
+    pub ts: Option<i64>,
+}
+
+/// Sends an event and answers its id when it is durable.
+pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
+    let kind = sending.kind.to_string();
+    if sending.state_key.is_none() && (kind == "m.room.redaction" || kind == "m.room.create") {
+        return Err(refuse(Code::InvalidParam, "Redactions have an endpoint of their own."));
+    }
+    if sending.state_key.is_some() && kind == "m.room.create" {
+        return Err(forbidden("A room is created once."));
+    }
+    let hint = Hint { rooms: vec![sending.room_id.clone()], txn: sending.txn.clone() };
+    server
+        .commit(hint, move |batch| {
+            Box::pin(async move {
+                if kind == "m.room.power_levels" {
+                    check_power_levels(batch, &sending).await?;
+                }
+                if kind == "m.reaction" {
+                    check_reaction(batch, &sending).await?;
+                }
+                let intent = Intent {
+                    room_id: &sending.room_id,
+                    sender: &sending.sender,
+                    kind: sending.kind,
+                    state_key: sending.state_key,
+                    content: sending.content,
+                    redacts: None,
+                    ts: sending.ts,
+                    txn: sending.txn,
+                    through_closed: false,
+                };
+                Ok(batch.append(intent).await?.event_id.clone())
+            })
+        })
+        .await
+}
+
+/// In a city room nobody but the city itself changes who may do what, so that the rules of DESIGN 14 stay.
+async fn check_power_levels(batch: &mut Batch, sending: &Sending) -> Result<()> {
+    let room = batch.room(&sending.room_id).await?;
+    let city_room = room.row.room_number.is_some();
+    if city_room && sending.sender.localpart() != "city" {
+        return Err(forbidden("The powers in a room of the city are set by the city."));
+    }
+    Ok(())
+}
+
+/// One reaction of a kind per person and event (client-server API, "Event annotations and reactions").
+async fn check_reaction(batch: &mut Batch, sending: &Sending) -> Result<()> {
+    if sending.txn.as_ref().is_some_and(|key| batch.known_txn(key).is_some()) {
+        return Ok(());
+    }
+    let relates = sending.content.get("m.relates_to").and_then(|r| r.as_object());
+    let field = |name: &str| relates.and_then(|r| r.get(name)).and_then(|v| v.as_str());
+    let (Some(target), Some(key)) = (field("event_id"), field("key")) else { return Ok(()) };
+    let twice = store::one!(
+        batch.reading(),
+        (String,),
+        "SELECT event_id FROM relations WHERE target_id = $1 AND rel_type = 'm.annotation' AND sender = $2 AND key = $3",
+        target,
+        sending.sender.as_str(),
+        key
+    )?
+    .is_some();
+    if twice {
+        return Err(refuse(Code::DuplicateAnnotation, "You have reacted with this already."));
+    }
+    Ok(())
+}
+
+/// Redacts an event: one's own always, others' by power level.
+pub async fn redact(
+    server: &Server,
+    room_id: OwnedRoomId,
+    sender: OwnedUserId,
+    target: OwnedEventId,
+    reason: Option<String>,
+    txn: Option<TxnKey>,
+) -> Result<OwnedEventId> {
+    let hint = Hint { rooms: vec![room_id.clone()], txn: txn.clone() };
+    server
+        .commit(hint, move |batch| {
+            Box::pin(async move {
+                if let Some(known) = txn.as_ref().and_then(|key| batch.known_txn(key)) {
+                    return Ok(known);
+                }
+                let event = batch
+                    .event(&target)
+                    .await?
+                    .filter(|event| event.room_id == room_id)
+                    .ok_or_else(|| not_found("No such event in this room."))?;
+                if event.kind == TimelineEventType::RoomCreate {
+                    return Err(forbidden("A room's creation cannot be redacted."));
+                }
+                if event.sender != sender && !may_redact_others(batch, &room_id, &sender).await? {
+                    return Err(forbidden("You may redact only what you wrote yourself."));
+                }
+                let mut content = CanonicalJsonObject::new();
+                if let Some(reason) = reason {
+                    content.insert("reason".to_owned(), reason.into());
+                }
+                let redaction = batch
+                    .append(Intent {
+                        room_id: &room_id,
+                        sender: &sender,
+                        kind: TimelineEventType::RoomRedaction,
+                        state_key: None,
+                        content,
+                        redacts: Some(&target),
+                        ts: None,
+                        txn,
+                        through_closed: false,
+                    })
+                    .await?;
+                if event.redacted_by.is_none() {
+                    batch.redact(&event, &redaction).await?;
+                }
+                Ok(redaction.event_id.clone())
+            })
+        })
+        .await
+}
+
+/// Whether the user's power reaches the room's `redact` level.
+async fn may_redact_others(batch: &mut Batch, room_id: &RoomId, user_id: &UserId) -> Result<bool> {
+    let room = batch.room(room_id).await?;
+    Ok(power(room, user_id)? >= level(&room.state, "redact", 50))
+}
+
+/// The power of a user in a room; a creator's has no end in room version 12.
+pub fn power(room: &super::batch::RoomDraft, user_id: &UserId) -> Result<i64> {
+    power_in(&room.row.version, &room.state, user_id)
+}
+
+/// As [`power`], on a state.
+pub fn power_in(version: &ruma::RoomVersionId, state: &super::state::RoomState, user_id: &UserId) -> Result<i64> {
+    let rules = super::batch::rules_of(version)?;
+    let create = state.event(&StateEventType::RoomCreate, "");
+    let is_creator = create.is_some_and(|create| {
+        create.sender == *user_id
+            || (rules.authorization.additional_room_creators
+                && create
+                    .content_field("additional_creators")
+                    .and_then(|list| list.as_array().map(|l| l.iter().any(|id| id == user_id.as_str())))
+                    .unwrap_or(false))
+    });
+    if is_creator && rules.authorization.explicitly_privilege_room_creators {
+        return Ok(i64::MAX);
+    }
+    let Some(levels) = state.event(&StateEventType::RoomPowerLevels, "") else {
+        return Ok(if is_creator { 100 } else { 0 });
+    };
+    let levels: Value = serde_json::from_str(levels.content.get())?;
+    Ok(levels["users"][user_id.as_str()].as_i64().or_else(|| levels["users_default"].as_i64()).unwrap_or(0))
+}
+
+/// A level of the power levels, such as `redact`.
+pub fn level(state: &super::state::RoomState, name: &str, otherwise: i64) -> i64 {
+    state
+        .event(&StateEventType::RoomPowerLevels, "")
+        .and_then(|event| event.content_field(name))
+        .and_then(|value| value.as_i64())
+        .unwrap_or(otherwise)
+}
+
+/// Moves the user's receipts and the fully-read marker. A receipt never moves backwards.
+pub async fn read(
+    server: &Server,
+    user_id: OwnedUserId,
+    room_id: OwnedRoomId,
+    receipts: Vec<(String, String, OwnedEventId)>,
+    fully_read: Option<OwnedEventId>,
+) -> Result<()> {
+    let room = server.live.room(&server.db, &room_id).await?;
+    let mut moves = Vec::new();
+    for (kind, thread, event_id) in receipts {
+        let Some(event) = super::history::event_of(server, &room, &event_id).await? else { continue };
+        if event.room_id != room_id {
+            continue;
+        }
+        let key = (user_id.clone(), kind.clone(), thread.clone());
+        if room.receipts.read().get(&key).is_some_and(|old| old.event_order >= event.position) {
+            continue;
+        }
+        moves.push((kind, thread, event));
+    }
+    if moves.is_empty() && fully_read.is_none() {
+        return Ok(());
+    }
+    server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                for (kind, thread, event) in moves {
+                    batch.receipt(receipt(&room_id, &user_id, kind, thread, &event, batch.now));
+                }
+                if let Some(event_id) = fully_read {
+                    let content = serde_json::json!({"event_id": event_id}).to_string();
+                    batch.account_data(&user_id, room_id.as_str(), "m.fully_read", content);
+                }
+                Ok(())
+            })
+        })
+        .await
+}
+
+fn receipt(
+    room_id: &RoomId,
+    user_id: &UserId,
+    kind: String,
+    thread: String,
+    event: &Arc<Event>,
+    ts: i64,
+) -> Receipt {
+    Receipt {
+        room_id: room_id.to_owned(),
+        user_id: user_id.to_owned(),
+        kind,
+        thread,
+        event_id: event.event_id.clone(),
+        event_order: event.position,
+        ts,
+        position: 0,
+    }
+}
+
+/// A transaction key of a client's request.
+pub fn txn_key(user_id: &UserId, device_id: Option<&str>, scope: String, txn_id: &str) -> TxnKey {
+    TxnKey {
+        user_id: user_id.to_owned(),
+        device_id: device_id.unwrap_or_default().to_owned(),
+        scope,
+        txn_id: txn_id.to_owned(),
+    }
+}
+
+/// An event id as it may come in a path.
+pub fn event_id(text: &str) -> Result<OwnedEventId> {
+    <&EventId>::try_from(text).map(ToOwned::to_owned).map_err(|_| crate::error::invalid("That is no event id."))
+}
+
+/// Refuses account data that would bring key screens back where encryption is forbidden (STACK, DESIGN 13).
+pub fn check_account_data(server: &Server, kind: &str) -> Result<()> {
+    let secret = kind.starts_with("m.secret_storage.")
+        || kind.starts_with("m.cross_signing.")
+        || kind.starts_with("m.megolm_backup");
+    if secret && server.config.policy.encryption == Encryption::Forbidden {
+        return Err(forbidden("Encryption between users is switched off on this server."));
+    }
+    Ok(())
+}

@@ -1,0 +1,323 @@
+//! Events: written in batches, read by id, by room order and by position.
+
+use std::{collections::HashMap, sync::Arc};
+
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
+
+use super::{Conn, all, all_in, insert_many, one, run};
+use crate::{
+    error::Result,
+    rooms::{
+        batch::Pending,
+        committer::TxnKey,
+        pdu::{Event, Transaction},
+    },
+};
+
+/// The columns of an event, in the order of [`Row`].
+type Row = (i64, String, String, String, Option<String>, Option<String>, Option<String>);
+
+fn event((position, event_id, room_id, pdu, redacted_by, device_id, txn_id): Row) -> Result<Arc<Event>> {
+    let mut event =
+        Event::from_pdu(&pdu, OwnedEventId::try_from(event_id)?, OwnedRoomId::try_from(room_id)?, position)?;
+    event.redacted_by = redacted_by.map(OwnedEventId::try_from).transpose()?;
+    if let (Some(device_id), Some(txn_id)) = (device_id, txn_id) {
+        event.txn = Some(Transaction { device_id, txn_id });
+    }
+    Ok(Arc::new(event))
+}
+
+fn events(rows: Vec<Row>) -> Result<Vec<Arc<Event>>> {
+    rows.into_iter().map(event).collect()
+}
+
+/// Writes a batch's events, their edges, the state intervals they begin and end, and their transaction ids.
+pub(crate) async fn insert(conn: &mut Conn, pending: &Pending) -> Result<()> {
+    if pending.events.is_empty() && pending.txns.is_empty() {
+        return Ok(());
+    }
+    insert_many!(
+        conn,
+        "INSERT INTO events (position, event_id, room_id, room_order, depth, type, state_key, sender, pdu, \
+         outlier, rejected, soft_failed, state_id, redacted_by, device_id, txn_id) ",
+        &pending.events,
+        |b, e| {
+            b.push_bind(e.position)
+                .push_bind(e.event_id.as_str())
+                .push_bind(e.room_id.as_str())
+                .push_bind(e.position)
+                .push_bind(e.depth)
+                .push_bind(e.kind.to_string())
+                .push_bind(e.state_key.as_deref())
+                .push_bind(e.sender.as_str())
+                .push_bind(&*e.pdu)
+                .push("FALSE")
+                .push("FALSE")
+                .push("FALSE")
+                .push("NULL")
+                .push("NULL")
+                .push_bind(e.txn.as_ref().map(|t| t.device_id.as_str()))
+                .push_bind(e.txn.as_ref().map(|t| t.txn_id.as_str()));
+        },
+        ""
+    );
+    let edges: Vec<_> =
+        pending.events.iter().flat_map(|e| e.prev_events.iter().map(move |prev| (e, prev))).collect();
+    insert_many!(
+        conn,
+        "INSERT INTO event_edges (event_id, prev_id) ",
+        &edges,
+        |b, edge| {
+            b.push_bind(edge.0.event_id.as_str()).push_bind(edge.1.as_str());
+        },
+        ""
+    );
+    let auth: Vec<_> = pending
+        .events
+        .iter()
+        .filter(|e| e.is_state())
+        .flat_map(|e| e.auth_events.iter().map(move |auth| (e, auth)))
+        .collect();
+    insert_many!(
+        conn,
+        "INSERT INTO event_auth (event_id, auth_id) ",
+        &auth,
+        |b, edge| {
+            b.push_bind(edge.0.event_id.as_str()).push_bind(edge.1.as_str());
+        },
+        ""
+    );
+    for (room_id, kind, state_key, to) in &pending.ends {
+        run!(
+            conn,
+            "UPDATE room_state SET to_order = $1 \
+             WHERE room_id = $2 AND type = $3 AND state_key = $4 AND to_order IS NULL",
+            to,
+            room_id.as_str(),
+            kind,
+            state_key
+        )?;
+    }
+    insert_many!(
+        conn,
+        "INSERT INTO room_state (room_id, type, state_key, event_id, from_order, to_order) ",
+        &pending.state,
+        |b, row| {
+            b.push_bind(row.room_id.as_str())
+                .push_bind(&row.kind)
+                .push_bind(&row.state_key)
+                .push_bind(row.event_id.as_str())
+                .push_bind(row.from)
+                .push_bind(row.to);
+        },
+        ""
+    );
+    let now_by_event: HashMap<&EventId, i64> =
+        pending.events.iter().map(|e| (&*e.event_id, e.ts)).collect();
+    insert_many!(
+        conn,
+        "INSERT INTO transactions (user_id, device_id, scope, txn_id, event_id, at) ",
+        &pending.txns,
+        |b, row| {
+            b.push_bind(row.0.user_id.as_str())
+                .push_bind(&row.0.device_id)
+                .push_bind(&row.0.scope)
+                .push_bind(&row.0.txn_id)
+                .push_bind(row.1.as_str())
+                .push_bind(now_by_event.get(&*row.1).copied().unwrap_or_default());
+        },
+        ""
+    );
+    let related: Vec<_> = pending.events.iter().filter_map(|e| relation(e).map(|r| (e, r))).collect();
+    insert_many!(
+        conn,
+        "INSERT INTO relations (target_id, event_id, room_id, rel_type, type, sender, key, position) ",
+        &related,
+        |b, row| {
+            b.push_bind(&row.1.event_id)
+                .push_bind(row.0.event_id.as_str())
+                .push_bind(row.0.room_id.as_str())
+                .push_bind(&row.1.rel_type)
+                .push_bind(row.0.kind.to_string())
+                .push_bind(row.0.sender.as_str())
+                .push_bind(&row.1.key)
+                .push_bind(row.0.position);
+        },
+        ""
+    );
+    Ok(())
+}
+
+/// `m.relates_to` of an event (client-server API, "Forming relationships between events").
+#[derive(serde::Deserialize)]
+pub struct Relation {
+    /// The event related to.
+    pub event_id: String,
+    /// How.
+    pub rel_type: String,
+    /// The annotation's key.
+    pub key: Option<String>,
+}
+
+/// The relation of an event, where it has one.
+pub fn relation(event: &Event) -> Option<Relation> {
+    #[derive(serde::Deserialize)]
+    struct Content {
+        #[serde(rename = "m.relates_to")]
+        relates_to: Relation,
+    }
+    if event.is_state() || !event.content.get().contains("m.relates_to") {
+        return None;
+    }
+    serde_json::from_str::<Content>(event.content.get()).ok().map(|content| content.relates_to)
+}
+
+/// Which of these client transactions have been done, and what they made.
+pub async fn known_txns(conn: &mut Conn, keys: &[&TxnKey]) -> Result<HashMap<TxnKey, OwnedEventId>> {
+    let mut known = HashMap::new();
+    if keys.is_empty() {
+        return Ok(known);
+    }
+    let ids: Vec<String> = keys.iter().map(|key| key.txn_id.clone()).collect();
+    // Clients choose these ids at random; the few strangers with an equal one are told apart below.
+    let rows: Vec<(String, String, String, String, String)> = all_in!(
+        conn,
+        (String, String, String, String, String),
+        "SELECT user_id, device_id, scope, txn_id, event_id FROM transactions WHERE txn_id IN ",
+        ids
+    );
+    for (user_id, device_id, scope, txn_id, event_id) in rows {
+        let key = TxnKey { user_id: user_id.try_into()?, device_id, scope, txn_id };
+        known.insert(key, event_id.try_into()?);
+    }
+    Ok(known)
+}
+
+/// An event by its id.
+pub async fn by_id(conn: &mut Conn, event_id: &EventId) -> Result<Option<Arc<Event>>> {
+    one!(
+        conn,
+        Row,
+        "SELECT position, event_id, room_id, pdu, redacted_by, device_id, txn_id FROM events WHERE event_id = $1",
+        event_id.as_str()
+    )?
+    .map(event)
+    .transpose()
+}
+
+/// Events by their ids, in no order.
+pub async fn by_ids(conn: &mut Conn, ids: &[String]) -> Result<Vec<Arc<Event>>> {
+    events(all_in!(
+        conn,
+        Row,
+        "SELECT position, event_id, room_id, pdu, redacted_by, device_id, txn_id FROM events WHERE event_id IN ",
+        ids
+    ))
+}
+
+/// The newest events of a room at or below an order, oldest first.
+pub async fn newest(conn: &mut Conn, room_id: &RoomId, upto: i64, limit: usize) -> Result<Vec<Arc<Event>>> {
+    let mut found = before(conn, room_id, upto + 1, limit).await?;
+    found.reverse();
+    Ok(found)
+}
+
+/// Events of a room before an order, newest first.
+pub async fn before(conn: &mut Conn, room_id: &RoomId, order: i64, limit: usize) -> Result<Vec<Arc<Event>>> {
+    events(all!(
+        conn,
+        Row,
+        "SELECT position, event_id, room_id, pdu, redacted_by, device_id, txn_id FROM events \
+         WHERE room_id = $1 AND room_order < $2 ORDER BY room_order DESC LIMIT $3",
+        room_id.as_str(),
+        order,
+        i64::try_from(limit).unwrap_or(i64::MAX)
+    )?)
+}
+
+/// Events of a room after an order, oldest first.
+pub async fn after(conn: &mut Conn, room_id: &RoomId, order: i64, limit: usize) -> Result<Vec<Arc<Event>>> {
+    events(all!(
+        conn,
+        Row,
+        "SELECT position, event_id, room_id, pdu, redacted_by, device_id, txn_id FROM events \
+         WHERE room_id = $1 AND room_order > $2 ORDER BY room_order ASC LIMIT $3",
+        room_id.as_str(),
+        order,
+        i64::try_from(limit).unwrap_or(i64::MAX)
+    )?)
+}
+
+/// Events of all rooms in arrival order, after a position and up to one.
+pub async fn arrived(conn: &mut Conn, after: i64, upto: i64, limit: usize) -> Result<Vec<Arc<Event>>> {
+    events(all!(
+        conn,
+        Row,
+        "SELECT position, event_id, room_id, pdu, redacted_by, device_id, txn_id FROM events \
+         WHERE position > $1 AND position <= $2 ORDER BY position ASC LIMIT $3",
+        after,
+        upto,
+        i64::try_from(limit).unwrap_or(i64::MAX)
+    )?)
+}
+
+/// Events that relate to one, oldest first.
+pub async fn related(
+    conn: &mut Conn,
+    target: &EventId,
+    before: i64,
+    after: i64,
+    newest_first: bool,
+    limit: usize,
+) -> Result<Vec<Arc<Event>>> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = if newest_first {
+        all!(
+            conn,
+            Row,
+            "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by, e.device_id, e.txn_id \
+             FROM relations r JOIN events e ON e.event_id = r.event_id \
+             WHERE r.target_id = $1 AND r.position < $2 AND r.position > $3 ORDER BY r.position DESC LIMIT $4",
+            target.as_str(),
+            before,
+            after,
+            limit
+        )?
+    } else {
+        all!(
+            conn,
+            Row,
+            "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by, e.device_id, e.txn_id \
+             FROM relations r JOIN events e ON e.event_id = r.event_id \
+             WHERE r.target_id = $1 AND r.position < $2 AND r.position > $3 ORDER BY r.position ASC LIMIT $4",
+            target.as_str(),
+            before,
+            after,
+            limit
+        )?
+    };
+    events(rows)
+}
+
+/// Replaces a redacted event's JSON and keeps the original for the auditor; its relations, search entries and
+/// links to media go.
+pub async fn redact(conn: &mut Conn, target: &Event, pdu: &str, by: &EventId, now: i64) -> Result<()> {
+    let id = target.event_id.as_str();
+    run!(
+        conn,
+        "INSERT INTO event_originals (event_id, pdu, redacted_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        id,
+        &*target.pdu,
+        now
+    )?;
+    run!(conn, "UPDATE events SET pdu = $1, redacted_by = $2 WHERE event_id = $3", pdu, by.as_str(), id)?;
+    run!(conn, "DELETE FROM relations WHERE event_id = $1", id)?;
+    run!(conn, "DELETE FROM search_terms WHERE position = $1", target.position)?;
+    run!(conn, "DELETE FROM media_links WHERE event_id = $1", id)?;
+    Ok(())
+}
+
+/// Drops transaction ids older than a time.
+pub async fn forget_txns(conn: &mut Conn, before_ms: i64) -> Result<u64> {
+    run!(conn, "DELETE FROM transactions WHERE at < $1", before_ms)
+}

@@ -1,0 +1,196 @@
+//! Devices' keys and messages to devices.
+
+use super::{Conn, all, one, run};
+use crate::error::Result;
+
+/// Stores a device's keys.
+pub async fn put_device_keys(conn: &mut Conn, user_id: &str, device_id: &str, keys: &str, position: i64) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO device_keys (user_id, device_id, keys, position) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (user_id, device_id) DO UPDATE SET keys = excluded.keys, position = excluded.position",
+        user_id,
+        device_id,
+        keys,
+        position
+    )?;
+    Ok(())
+}
+
+/// The keys of a user's devices, with the devices' names.
+pub async fn device_keys(conn: &mut Conn, user_id: &str) -> Result<Vec<(String, String, Option<String>)>> {
+    all!(
+        conn,
+        (String, String, Option<String>),
+        "SELECT k.device_id, k.keys, d.display_name FROM device_keys k \
+         JOIN devices d ON d.user_id = k.user_id AND d.device_id = k.device_id WHERE k.user_id = $1",
+        user_id
+    )
+}
+
+/// Users whose device keys changed after a position and up to one.
+pub async fn changed(conn: &mut Conn, after: i64, upto: i64) -> Result<Vec<String>> {
+    Ok(all!(
+        conn,
+        (String,),
+        "SELECT DISTINCT user_id FROM device_keys WHERE position > $1 AND position <= $2",
+        after,
+        upto
+    )?
+    .into_iter()
+    .map(|(id,)| id)
+    .collect())
+}
+
+/// Stores a one-time key; the first upload of a key id stands.
+pub async fn put_one_time_key(
+    conn: &mut Conn,
+    user_id: &str,
+    device_id: &str,
+    (algorithm, key_id): (&str, &str),
+    key: &str,
+    position: i64,
+) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO one_time_keys (user_id, device_id, key_id, algorithm, key, position) \
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+        user_id,
+        device_id,
+        key_id,
+        algorithm,
+        key,
+        position
+    )?;
+    Ok(())
+}
+
+/// How many one-time keys a device has, by algorithm.
+pub async fn one_time_key_counts(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<Vec<(String, i64)>> {
+    all!(
+        conn,
+        (String, i64),
+        "SELECT algorithm, COUNT(*) FROM one_time_keys WHERE user_id = $1 AND device_id = $2 GROUP BY algorithm",
+        user_id,
+        device_id
+    )
+}
+
+/// Hands out the oldest one-time key of an algorithm, once.
+pub async fn claim_one_time_key(
+    conn: &mut Conn,
+    user_id: &str,
+    device_id: &str,
+    algorithm: &str,
+) -> Result<Option<(String, String)>> {
+    one!(
+        conn,
+        (String, String),
+        "DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND key_id = (SELECT key_id FROM one_time_keys \
+         WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 ORDER BY position, key_id LIMIT 1) \
+         RETURNING key_id, key",
+        user_id,
+        device_id,
+        algorithm
+    )
+}
+
+/// Stores a fallback key.
+pub async fn put_fallback_key(
+    conn: &mut Conn,
+    user_id: &str,
+    device_id: &str,
+    (algorithm, key_id): (&str, &str),
+    key: &str,
+) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, key, used) VALUES ($1, $2, $3, $4, $5, FALSE) \
+         ON CONFLICT (user_id, device_id, algorithm) \
+         DO UPDATE SET key_id = excluded.key_id, key = excluded.key, used = FALSE",
+        user_id,
+        device_id,
+        algorithm,
+        key_id,
+        key
+    )?;
+    Ok(())
+}
+
+/// Hands out the fallback key of an algorithm.
+pub async fn use_fallback_key(
+    conn: &mut Conn,
+    user_id: &str,
+    device_id: &str,
+    algorithm: &str,
+) -> Result<Option<(String, String)>> {
+    one!(
+        conn,
+        (String, String),
+        "UPDATE fallback_keys SET used = TRUE WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 \
+         RETURNING key_id, key",
+        user_id,
+        device_id,
+        algorithm
+    )
+}
+
+/// Algorithms with a fallback key that was not used.
+pub async fn unused_fallbacks(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<Vec<String>> {
+    Ok(all!(
+        conn,
+        (String,),
+        "SELECT algorithm FROM fallback_keys WHERE user_id = $1 AND device_id = $2 AND used = FALSE",
+        user_id,
+        device_id
+    )?
+    .into_iter()
+    .map(|(algorithm,)| algorithm)
+    .collect())
+}
+
+/// Queues a message to a device.
+pub async fn put_to_device(conn: &mut Conn, user_id: &str, device_id: &str, position: i64, event: &str) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO to_device (user_id, device_id, position, event) VALUES ($1, $2, $3, $4)",
+        user_id,
+        device_id,
+        position,
+        event
+    )?;
+    Ok(())
+}
+
+/// Messages to a device after a position.
+pub async fn to_device(
+    conn: &mut Conn,
+    user_id: &str,
+    device_id: &str,
+    after: i64,
+    upto: i64,
+    limit: i64,
+) -> Result<Vec<(i64, String)>> {
+    all!(
+        conn,
+        (i64, String),
+        "SELECT position, event FROM to_device WHERE user_id = $1 AND device_id = $2 \
+         AND position > $3 AND position <= $4 ORDER BY position LIMIT $5",
+        user_id,
+        device_id,
+        after,
+        upto,
+        limit
+    )
+}
+
+/// Drops the messages that a device has acknowledged by syncing past them.
+pub async fn acknowledge_to_device(conn: &mut Conn, user_id: &str, device_id: &str, upto: i64) -> Result<u64> {
+    run!(
+        conn,
+        "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2 AND position <= $3",
+        user_id,
+        device_id,
+        upto
+    )
+}

@@ -1,0 +1,107 @@
+//! Media: what was uploaded, which blob holds it, which events show it.
+
+use super::{Conn, all, insert_many, one, run};
+use crate::error::Result;
+
+/// An uploaded medium.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Medium {
+    /// The media id of its mxc URI.
+    pub media_id: String,
+    /// The uploader.
+    pub user_id: String,
+    /// The blob.
+    pub sha256: String,
+    /// The content type, as sniffed or declared.
+    pub content_type: String,
+    /// The file name.
+    pub file_name: Option<String>,
+    /// Size.
+    pub bytes: i64,
+}
+
+/// Records an upload.
+pub async fn insert(conn: &mut Conn, medium: &Medium, now: i64) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO blobs (sha256, bytes, created_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        &medium.sha256,
+        medium.bytes,
+        now
+    )?;
+    run!(
+        conn,
+        "INSERT INTO media (media_id, user_id, sha256, content_type, file_name, bytes, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        &medium.media_id,
+        &medium.user_id,
+        &medium.sha256,
+        &medium.content_type,
+        &medium.file_name,
+        medium.bytes,
+        now
+    )?;
+    Ok(())
+}
+
+/// A medium by its id.
+pub async fn medium(conn: &mut Conn, media_id: &str) -> Result<Option<Medium>> {
+    one!(
+        conn,
+        Medium,
+        "SELECT media_id, user_id, sha256, content_type, file_name, bytes FROM media WHERE media_id = $1",
+        media_id
+    )
+}
+
+/// Where a medium is shown: (room or "", event or "").
+pub async fn links(conn: &mut Conn, media_id: &str) -> Result<Vec<(String, String)>> {
+    all!(conn, (String, String), "SELECT room_id, event_id FROM media_links WHERE media_id = $1", media_id)
+}
+
+/// Links media to events.
+pub(crate) async fn write_links(conn: &mut Conn, links: &[(String, String, String)]) -> Result<()> {
+    insert_many!(
+        conn,
+        "INSERT INTO media_links (media_id, room_id, event_id) ",
+        links,
+        |b, row| {
+            b.push_bind(&row.0).push_bind(&row.1).push_bind(&row.2);
+        },
+        " ON CONFLICT DO NOTHING"
+    );
+    Ok(())
+}
+
+/// Media that no event shows and that are older than a time.
+pub async fn unlinked(conn: &mut Conn, before_ms: i64, limit: i64) -> Result<Vec<String>> {
+    Ok(all!(
+        conn,
+        (String,),
+        "SELECT media_id FROM media WHERE created_at < $1 \
+         AND NOT EXISTS (SELECT 1 FROM media_links l WHERE l.media_id = media.media_id) LIMIT $2",
+        before_ms,
+        limit
+    )?
+    .into_iter()
+    .map(|(id,)| id)
+    .collect())
+}
+
+/// Forgets a medium; returns its blob where nothing else uses it any more.
+pub async fn delete(conn: &mut Conn, media_id: &str) -> Result<Option<String>> {
+    let Some(medium) = medium(conn, media_id).await? else { return Ok(None) };
+    run!(conn, "DELETE FROM media WHERE media_id = $1", media_id)?;
+    run!(conn, "DELETE FROM media_links WHERE media_id = $1", media_id)?;
+    let gone = run!(
+        conn,
+        "DELETE FROM blobs WHERE sha256 = $1 AND NOT EXISTS (SELECT 1 FROM media m WHERE m.sha256 = $1)",
+        &medium.sha256
+    )?;
+    Ok((gone > 0).then_some(medium.sha256))
+}
+
+/// All blobs, with their sizes: for backup and its check.
+pub async fn blobs(conn: &mut Conn) -> Result<Vec<(String, i64)>> {
+    all!(conn, (String, i64), "SELECT sha256, bytes FROM blobs ORDER BY sha256")
+}

@@ -1,0 +1,88 @@
+//! What belongs to the whole server: names and numbers, and the one sequence of positions.
+
+use super::{Conn, one, run};
+use crate::error::{Error, Result};
+
+/// A stored value.
+pub async fn value(conn: &mut Conn, key: &str) -> Result<Option<String>> {
+    Ok(one!(conn, (String,), "SELECT value FROM meta WHERE key = $1", key)?.map(|(value,)| value))
+}
+
+/// Stores a value.
+pub async fn set(conn: &mut Conn, key: &str, value: &str) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        key,
+        value
+    )?;
+    Ok(())
+}
+
+/// The newest committed position.
+pub async fn position(conn: &mut Conn) -> Result<i64> {
+    Ok(one!(conn, (i64,), "SELECT n FROM positions WHERE id = 1")?.map_or(0, |(n,)| n))
+}
+
+/// The newest position, with the row locked until the transaction ends: whoever writes next continues from it.
+pub async fn lock_position(conn: &mut Conn) -> Result<i64> {
+    // The same text on both databases: an UPDATE that changes nothing takes the row lock.
+    one!(conn, (i64,), "UPDATE positions SET n = n WHERE id = 1 RETURNING n")?
+        .map(|(n,)| n)
+        .ok_or_else(|| Error::internal("the row of positions is missing"))
+}
+
+/// Writes the newest position and the batch's id.
+pub async fn write_position(conn: &mut Conn, n: i64, batch_id: &str) -> Result<()> {
+    run!(conn, "UPDATE positions SET n = $1, batch = $2 WHERE id = 1", n, batch_id)?;
+    Ok(())
+}
+
+/// The id of the last batch that was committed.
+pub async fn batch(conn: &mut Conn) -> Result<String> {
+    one!(conn, (String,), "SELECT batch FROM positions WHERE id = 1")?
+        .map(|(id,)| id)
+        .ok_or_else(|| Error::internal("the row of positions is missing"))
+}
+
+/// The next number of a kind; never given twice.
+pub async fn next_number(conn: &mut Conn, name: &str, first: i64) -> Result<i64> {
+    one!(
+        conn,
+        (i64,),
+        "INSERT INTO numbers (name, n) VALUES ($1, $2) \
+         ON CONFLICT (name) DO UPDATE SET n = numbers.n + 1 RETURNING n",
+        name,
+        first
+    )?
+    .map(|(n,)| n)
+    .ok_or_else(|| Error::internal("no number was given"))
+}
+
+/// The answer that a call with this idempotency key got.
+pub async fn idempotent_answer(conn: &mut Conn, key: &str) -> Result<Option<String>> {
+    Ok(one!(conn, (String,), "SELECT answer FROM idempotency WHERE key = $1", key)?.map(|(answer,)| answer))
+}
+
+/// Keeps the answer of a call.
+pub async fn keep_answer(conn: &mut Conn, key: &str, answer: &str, now: i64) -> Result<()> {
+    run!(conn, "INSERT INTO idempotency (key, answer, at) VALUES ($1, $2, $3)", key, answer, now)?;
+    Ok(())
+}
+
+/// How far a follower of the stream has come.
+pub async fn follower(conn: &mut Conn, name: &str) -> Result<Option<i64>> {
+    Ok(one!(conn, (i64,), "SELECT position FROM followers WHERE name = $1", name)?.map(|(n,)| n))
+}
+
+/// Moves a follower.
+pub async fn move_follower(conn: &mut Conn, name: &str, position: i64) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO followers (name, position) VALUES ($1, $2) \
+         ON CONFLICT (name) DO UPDATE SET position = excluded.position",
+        name,
+        position
+    )?;
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! All SQL. One text per query for SQLite and PostgreSQL; [`Conn`] has a variant for each and the macros here
+//! hold the only `match` on it.
+//!
+//! Reading takes a connection from [`Db::read`]. Writing happens in one place, the committer
+//! (`rooms::committer`), on the one connection that [`Db::writer`] hands out; SQLite's other connections are
+//! read-only, so a write elsewhere fails at once.
+
+use std::{path::Path, str::FromStr, time::Duration};
+
+use sqlx::{
+    ConnectOptions, Connection as _, PgConnection, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool,
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use crate::error::{Error, Result};
+
+pub mod accounts;
+pub mod appservices;
+pub mod audit;
+pub mod events;
+pub mod keys;
+pub mod media;
+pub mod meta;
+pub mod personal;
+pub mod push;
+pub mod rooms;
+pub mod search;
+
+/// The database: a pool to read from, and how to make the one connection that writes.
+pub enum Db {
+    /// A SQLite file.
+    Sqlite(SqlitePool, SqliteConnectOptions),
+    /// A PostgreSQL database.
+    Postgres(PgPool, PgConnectOptions),
+}
+
+/// A connection to either database, from the reading pool or the writer's own.
+pub enum Conn {
+    /// SQLite.
+    Sqlite(Held<PoolConnection<Sqlite>, SqliteConnection>),
+    /// PostgreSQL.
+    Postgres(Held<PoolConnection<Postgres>, PgConnection>),
+}
+
+/// A connection borrowed from a pool, or one's own.
+pub enum Held<P, C> {
+    /// Goes back to its pool.
+    Pooled(P),
+    /// Closed at the end.
+    Own(Box<C>),
+}
+
+impl<P: std::ops::DerefMut<Target = C>, C> Held<P, C> {
+    /// The sqlx connection.
+    pub fn inner(&mut self) -> &mut C {
+        match self {
+            Self::Pooled(c) => c,
+            Self::Own(c) => c,
+        }
+    }
+}
+
+/// Expands the body once for each database, with `$c` the sqlx connection.
+macro_rules! on {
+    ($conn:expr, $c:ident => $body:expr) => {
+        match $conn {
+            $crate::store::Conn::Sqlite(held) => {
+                let $c = held.inner();
+                $body
+            }
+            $crate::store::Conn::Postgres(held) => {
+                let $c = held.inner();
+                $body
+            }
+        }
+    };
+}
+
+/// All rows of a query, as tuples or `FromRow` structs.
+macro_rules! all {
+    ($conn:expr, $row:ty, $sql:literal $(, $arg:expr)* $(,)?) => {
+        $crate::store::on!($conn, c => sqlx::query_as::<_, $row>($sql)$(.bind($arg))*.fetch_all(c).await
+            .map_err($crate::error::Error::from))
+    };
+}
+
+/// The first row of a query, if any.
+macro_rules! one {
+    ($conn:expr, $row:ty, $sql:literal $(, $arg:expr)* $(,)?) => {
+        $crate::store::on!($conn, c => sqlx::query_as::<_, $row>($sql)$(.bind($arg))*.fetch_optional(c).await
+            .map_err($crate::error::Error::from))
+    };
+}
+
+/// Runs a statement and returns the number of rows it touched.
+macro_rules! run {
+    ($conn:expr, $sql:literal $(, $arg:expr)* $(,)?) => {
+        $crate::store::on!($conn, c => sqlx::query($sql)$(.bind($arg))*.execute(c).await
+            .map(|done| done.rows_affected()).map_err($crate::error::Error::from))
+    };
+}
+
+/// Inserts many rows with as few statements as the databases' parameter limits allow.
+/// `$b` is a `Separated` and `$row` a reference to the row; `$tail` is the `ON CONFLICT` clause or "".
+macro_rules! insert_many {
+    ($conn:expr, $sql:literal, $rows:expr, |$b:ident, $row:ident| $push:block, $tail:literal) => {{
+        let rows = $rows;
+        $crate::store::on!($conn, c => {
+            // 400 rows × 16 columns stays far below SQLite's 32,766 and PostgreSQL's 65,535 parameters.
+            for chunk in rows.chunks(400) {
+                let mut query = sqlx::QueryBuilder::new($sql);
+                query.push_values(chunk, |mut $b, $row| $push);
+                query.push($tail);
+                query.build().execute(&mut *c).await.map_err($crate::error::Error::from)?;
+            }
+        });
+    }};
+}
+
+/// A query with a list: `$sql` ends in ` IN `, the list is expanded in chunks and the rows are joined.
+macro_rules! all_in {
+    ($conn:expr, $row:ty, $sql:literal, $list:expr) => {{
+        let list = $list;
+        let mut rows: Vec<$row> = Vec::new();
+        $crate::store::on!($conn, c => {
+            for chunk in list.chunks(500) {
+                let mut query = sqlx::QueryBuilder::new($sql);
+                query.push("(");
+                let mut separated = query.separated(", ");
+                for item in chunk {
+                    separated.push_bind(item.as_str());
+                }
+                query.push(")");
+                rows.extend(
+                    query.build_query_as::<$row>().fetch_all(&mut *c).await
+                        .map_err($crate::error::Error::from)?,
+                );
+            }
+        });
+        rows
+    }};
+}
+
+pub(crate) use {all, all_in, insert_many, on, one, run};
+
+/// Migrations go forward only; a schema newer than the binary's is refused by sqlx ("VersionMissing").
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
+impl Db {
+    /// Opens the database, migrating it if need be. `url` is `sqlite:` (the file `heya.sqlite` in the data
+    /// folder), `sqlite:PATH`, or a `postgres://…` URL.
+    pub async fn open(url: &str, data_dir: &Path) -> Result<Self> {
+        if let Some(path) = url.strip_prefix("sqlite:") {
+            let path = if path.is_empty() { data_dir.join("heya.sqlite") } else { path.into() };
+            let options = SqliteConnectOptions::new()
+                .filename(path)
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                // FULL: a COMMIT that has been answered survives a power cut (DESIGN 7).
+                .synchronous(SqliteSynchronous::Full)
+                .foreign_keys(true)
+                .pragma("cache_size", "-16000")
+                .busy_timeout(Duration::from_secs(10))
+                .log_statements(tracing::log::LevelFilter::Off)
+                .log_slow_statements(tracing::log::LevelFilter::Off, Duration::ZERO);
+            let mut writer = options.clone().connect().await?;
+            MIGRATIONS.run(&mut writer).await?;
+            writer.close().await?;
+            let pool = SqlitePoolOptions::new()
+                .max_connections(8)
+                .min_connections(1)
+                .connect_with(options.clone().read_only(true))
+                .await?;
+            Ok(Self::Sqlite(pool, options))
+        } else {
+            let options = PgConnectOptions::from_str(url)?
+                .log_statements(tracing::log::LevelFilter::Off)
+                .log_slow_statements(tracing::log::LevelFilter::Off, Duration::ZERO);
+            let pool = PgPoolOptions::new()
+                .max_connections(16)
+                .acquire_timeout(Duration::from_secs(10))
+                .connect_with(options.clone())
+                .await?;
+            let (collation,): (String,) =
+                sqlx::query_as("SELECT datcollate FROM pg_database WHERE datname = current_database()")
+                    .fetch_one(&pool)
+                    .await?;
+            if collation != "C" && collation != "POSIX" {
+                return Err(Error::internal(format!(
+                    "the PostgreSQL database has the collation {collation}; create it with \
+                     TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C', so that both databases sort alike"
+                )));
+            }
+            MIGRATIONS.run(&pool).await?;
+            Ok(Self::Postgres(pool, options))
+        }
+    }
+
+    /// A connection to read with.
+    pub async fn read(&self) -> Result<Conn> {
+        Ok(match self {
+            Self::Sqlite(pool, _) => Conn::Sqlite(Held::Pooled(pool.acquire().await?)),
+            Self::Postgres(pool, _) => Conn::Postgres(Held::Pooled(pool.acquire().await?)),
+        })
+    }
+
+    /// A connection to write with: for the committer, which is the only one to ask for it.
+    pub async fn writer(&self) -> Result<Conn> {
+        Ok(match self {
+            Self::Sqlite(_, options) => {
+                let mut c = options.clone().connect().await?;
+                // A checkpoint every 4,000 pages instead of 1,000: fewer syncs inside commits.
+                sqlx::query("PRAGMA wal_autocheckpoint = 4000").execute(&mut c).await?;
+                Conn::Sqlite(Held::Own(Box::new(c)))
+            }
+            Self::Postgres(_, options) => {
+                let mut c = options.clone().connect().await?;
+                // Two servers on one database would both commit; the lock ends with the connection.
+                let (locked,): (bool,) =
+                    sqlx::query_as("SELECT pg_try_advisory_lock(4719216)").fetch_one(&mut c).await?;
+                if !locked {
+                    return Err(Error::internal("another Heya is writing to this PostgreSQL database"));
+                }
+                sqlx::query("SET synchronous_commit = on").execute(&mut c).await?;
+                Conn::Postgres(Held::Own(Box::new(c)))
+            }
+        })
+    }
+
+    /// Whether this is PostgreSQL.
+    pub fn is_postgres(&self) -> bool {
+        matches!(self, Self::Postgres(..))
+    }
+
+    /// Closes the reading connections.
+    pub async fn close(&self) {
+        match self {
+            Self::Sqlite(pool, _) => pool.close().await,
+            Self::Postgres(pool, _) => pool.close().await,
+        }
+    }
+
+    /// Writes a consistent copy of a SQLite database to `path` while the server runs; false on PostgreSQL,
+    /// where `pg_dump` does it.
+    pub async fn snapshot(&self, path: &Path) -> Result<bool> {
+        let Self::Sqlite(_, options) = self else { return Ok(false) };
+        let mut c = options.clone().connect().await?;
+        sqlx::query("VACUUM INTO $1").bind(path.to_string_lossy().into_owned()).execute(&mut c).await?;
+        c.close().await?;
+        Ok(true)
+    }
+}
+
+impl Db {
+    /// Copies another part's SQLite file, consistently, while it is in use.
+    pub async fn copy_sqlite(from: &Path, to: &Path) -> Result<bool> {
+        let mut c = SqliteConnectOptions::new().filename(from).connect().await?;
+        sqlx::query("VACUUM INTO $1").bind(to.to_string_lossy().into_owned()).execute(&mut c).await?;
+        c.close().await?;
+        Ok(true)
+    }
+}
+
+impl Conn {
+    /// Begins the committer's transaction. `IMMEDIATE` takes SQLite's write lock at once: a plain `BEGIN`
+    /// that reads and then writes fails under load.
+    pub async fn begin(&mut self) -> Result<()> {
+        match self {
+            Self::Sqlite(_) => run!(self, "BEGIN IMMEDIATE")?,
+            Self::Postgres(_) => run!(self, "BEGIN")?,
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,166 @@
+//! What belongs to one user: account data, filters, devices, profile.
+
+use super::{Conn, all, insert_many, one, run};
+use crate::{error::Result, rooms::batch::AccountData};
+
+/// Writes account data; of several for one type the last counts.
+pub(crate) async fn write_account_data(conn: &mut Conn, list: &[AccountData]) -> Result<()> {
+    let mut last: Vec<&AccountData> = Vec::with_capacity(list.len());
+    let mut seen = std::collections::HashSet::new();
+    for row in list.iter().rev() {
+        if seen.insert((&row.user_id, &row.room_id, &row.kind)) {
+            last.push(row);
+        }
+    }
+    insert_many!(
+        conn,
+        "INSERT INTO account_data (user_id, room_id, type, content, position) ",
+        &last,
+        |b, row| {
+            b.push_bind(row.user_id.as_str())
+                .push_bind(&row.room_id)
+                .push_bind(&row.kind)
+                .push_bind(&row.content)
+                .push_bind(row.position);
+        },
+        " ON CONFLICT (user_id, room_id, type) DO UPDATE SET content = excluded.content, position = excluded.position"
+    );
+    Ok(())
+}
+
+/// Account data of a user: (room or "", type, content) changed after a position.
+pub async fn account_data_after(
+    conn: &mut Conn,
+    user_id: &str,
+    after: i64,
+    upto: i64,
+) -> Result<Vec<(String, String, String)>> {
+    all!(
+        conn,
+        (String, String, String),
+        "SELECT room_id, type, content FROM account_data WHERE user_id = $1 AND position > $2 AND position <= $3",
+        user_id,
+        after,
+        upto
+    )
+}
+
+/// One piece of account data.
+pub async fn account_data(conn: &mut Conn, user_id: &str, room_id: &str, kind: &str) -> Result<Option<String>> {
+    Ok(one!(
+        conn,
+        (String,),
+        "SELECT content FROM account_data WHERE user_id = $1 AND room_id = $2 AND type = $3",
+        user_id,
+        room_id,
+        kind
+    )?
+    .map(|(content,)| content))
+}
+
+/// A filter by its id.
+pub async fn filter(conn: &mut Conn, user_id: &str, id: &str) -> Result<Option<String>> {
+    Ok(one!(conn, (String,), "SELECT filter FROM filters WHERE user_id = $1 AND id = $2", user_id, id)?
+        .map(|(filter,)| filter))
+}
+
+/// Stores a filter; its id is a hash of its text, so the same filter is stored once.
+pub async fn put_filter(conn: &mut Conn, user_id: &str, id: &str, filter: &str) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO filters (user_id, id, filter) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        user_id,
+        id,
+        filter
+    )?;
+    Ok(())
+}
+
+/// How many filters a user has.
+pub async fn filters(conn: &mut Conn, user_id: &str) -> Result<i64> {
+    Ok(one!(conn, (i64,), "SELECT COUNT(*) FROM filters WHERE user_id = $1", user_id)?.map_or(0, |(n,)| n))
+}
+
+/// A device.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Device {
+    /// Its id.
+    pub device_id: String,
+    /// Its name.
+    pub display_name: Option<String>,
+    /// When it was last heard of.
+    pub last_seen: Option<i64>,
+}
+
+/// A user's devices.
+pub async fn devices(conn: &mut Conn, user_id: &str) -> Result<Vec<Device>> {
+    all!(
+        conn,
+        Device,
+        "SELECT device_id, display_name, last_seen FROM devices WHERE user_id = $1 ORDER BY device_id",
+        user_id
+    )
+}
+
+/// Makes a device or refreshes it.
+pub async fn put_device(conn: &mut Conn, user_id: &str, device_id: &str, name: Option<&str>, now: i64) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO devices (user_id, device_id, display_name, last_seen, created_at) VALUES ($1, $2, $3, $4, $4) \
+         ON CONFLICT (user_id, device_id) DO UPDATE SET last_seen = excluded.last_seen, \
+         display_name = COALESCE(devices.display_name, excluded.display_name)",
+        user_id,
+        device_id,
+        name,
+        now
+    )?;
+    Ok(())
+}
+
+/// Renames a device; false where there is none.
+pub async fn rename_device(conn: &mut Conn, user_id: &str, device_id: &str, name: Option<&str>) -> Result<bool> {
+    Ok(run!(
+        conn,
+        "UPDATE devices SET display_name = $3 WHERE user_id = $1 AND device_id = $2",
+        user_id,
+        device_id,
+        name
+    )? > 0)
+}
+
+/// Ends a device: its sessions, keys and messages go with it.
+pub async fn delete_device(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<()> {
+    run!(conn, "DELETE FROM sessions WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
+    run!(conn, "DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
+    run!(conn, "DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
+    run!(conn, "DELETE FROM fallback_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
+    run!(conn, "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
+    run!(conn, "DELETE FROM devices WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
+    Ok(())
+}
+
+/// Display name and avatar.
+#[derive(Clone, Debug, Default, sqlx::FromRow)]
+pub struct Profile {
+    /// The display name.
+    pub display_name: Option<String>,
+    /// The avatar's mxc URI.
+    pub avatar_url: Option<String>,
+}
+
+/// A user's profile.
+pub async fn profile(conn: &mut Conn, user_id: &str) -> Result<Option<Profile>> {
+    one!(conn, Profile, "SELECT display_name, avatar_url FROM accounts WHERE user_id = $1", user_id)
+}
+
+/// Sets a user's profile.
+pub async fn set_profile(conn: &mut Conn, user_id: &str, profile: &Profile) -> Result<()> {
+    run!(
+        conn,
+        "UPDATE accounts SET display_name = $2, avatar_url = $3 WHERE user_id = $1",
+        user_id,
+        &profile.display_name,
+        &profile.avatar_url
+    )?;
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! Pushers, and the mails that the server owes.
+
+use super::{Conn, all, one, run};
+use crate::error::Result;
+
+/// A stored pusher.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Pusher {
+    /// Whose.
+    pub user_id: String,
+    /// The app.
+    pub app_id: String,
+    /// The address or the app's key.
+    pub pushkey: String,
+    /// An opaque id of ours.
+    pub id: String,
+    /// The pusher as the client set it, as JSON.
+    pub pusher: String,
+}
+
+/// All pushers: few per account, kept in memory by the push follower.
+pub async fn all_pushers(conn: &mut Conn) -> Result<Vec<Pusher>> {
+    all!(conn, Pusher, "SELECT user_id, app_id, pushkey, id, pusher FROM pushers")
+}
+
+/// A user's pushers.
+pub async fn pushers(conn: &mut Conn, user_id: &str) -> Result<Vec<Pusher>> {
+    all!(
+        conn,
+        Pusher,
+        "SELECT user_id, app_id, pushkey, id, pusher FROM pushers WHERE user_id = $1 ORDER BY created_at",
+        user_id
+    )
+}
+
+/// Sets a pusher.
+pub async fn put(conn: &mut Conn, pusher: &Pusher, now: i64) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO pushers (user_id, app_id, pushkey, id, pusher, created_at) VALUES ($1, $2, $3, $4, $5, $6) \
+         ON CONFLICT (user_id, app_id, pushkey) DO UPDATE SET pusher = excluded.pusher",
+        &pusher.user_id,
+        &pusher.app_id,
+        &pusher.pushkey,
+        &pusher.id,
+        &pusher.pusher,
+        now
+    )?;
+    Ok(())
+}
+
+/// Removes a pusher.
+pub async fn delete(conn: &mut Conn, user_id: &str, app_id: &str, pushkey: &str) -> Result<()> {
+    run!(
+        conn,
+        "DELETE FROM pushers WHERE user_id = $1 AND app_id = $2 AND pushkey = $3",
+        user_id,
+        app_id,
+        pushkey
+    )?;
+    Ok(())
+}
+
+/// Removes the same app's pusher of other users, unless the client said `append`.
+pub async fn delete_of_others(conn: &mut Conn, user_id: &str, app_id: &str, pushkey: &str) -> Result<()> {
+    run!(
+        conn,
+        "DELETE FROM pushers WHERE user_id <> $1 AND app_id = $2 AND pushkey = $3",
+        user_id,
+        app_id,
+        pushkey
+    )?;
+    Ok(())
+}
+
+/// Removes all pushers of a user.
+pub async fn delete_all(conn: &mut Conn, user_id: &str) -> Result<()> {
+    run!(conn, "DELETE FROM pushers WHERE user_id = $1", user_id)?;
+    Ok(())
+}
+
+/// A mail that the server owes.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Mail {
+    /// Its number.
+    pub id: i64,
+    /// The template's name.
+    pub template: String,
+    /// The language.
+    pub lang: String,
+    /// To whom.
+    pub address: String,
+    /// The template's parameters, as JSON.
+    pub parameters: String,
+}
+
+/// Owes a mail.
+pub async fn owe_mail(conn: &mut Conn, mail: &Mail, now: i64) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO mails (id, template, lang, address, parameters, created_at, leased_until) \
+         VALUES ($1, $2, $3, $4, $5, $6, 0)",
+        mail.id,
+        &mail.template,
+        &mail.lang,
+        &mail.address,
+        &mail.parameters,
+        now
+    )?;
+    Ok(())
+}
+
+/// Leases mails until a time.
+pub async fn lease_mails(conn: &mut Conn, max: i64, now: i64, until: i64) -> Result<Vec<Mail>> {
+    let mut mails = all!(
+        conn,
+        Mail,
+        "UPDATE mails SET leased_until = $1 WHERE id IN \
+         (SELECT id FROM mails WHERE outcome IS NULL AND leased_until <= $2 ORDER BY id LIMIT $3) \
+         RETURNING id, template, lang, address, parameters",
+        until,
+        now,
+        max
+    )?;
+    mails.sort_by_key(|mail| mail.id);
+    Ok(mails)
+}
+
+/// Whether a mail waits.
+pub async fn mail_waits(conn: &mut Conn, now: i64) -> Result<bool> {
+    Ok(one!(conn, (i64,), "SELECT id FROM mails WHERE outcome IS NULL AND leased_until <= $1 LIMIT 1", now)?
+        .is_some())
+}
+
+/// A mail is done: its address and parameters (a link) are forgotten.
+pub async fn mail_done(conn: &mut Conn, id: i64, outcome: &str) -> Result<bool> {
+    Ok(run!(
+        conn,
+        "UPDATE mails SET outcome = $2, address = '', parameters = '{}' WHERE id = $1 AND outcome IS NULL",
+        id,
+        outcome
+    )? == 1)
+}

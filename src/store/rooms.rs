@@ -1,0 +1,374 @@
+//! Rooms: their rows, current and past state, memberships, receipts.
+
+use std::sync::Arc;
+
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
+
+use super::{Conn, all, all_in, insert_many, one, run};
+use crate::{
+    error::{Error, Result},
+    rooms::{
+        live::{Membership, Receipt, RoomRow},
+        pdu::Event,
+    },
+};
+
+#[derive(sqlx::FromRow)]
+struct Stored {
+    room_id: String,
+    version: String,
+    head: String,
+    depth: i64,
+    state_version: i64,
+    last_position: i64,
+    status: String,
+    kind: String,
+    room_number: Option<i64>,
+    facility: Option<i64>,
+    subject_key: Option<String>,
+    created_at: i64,
+}
+
+impl TryFrom<Stored> for RoomRow {
+    type Error = Error;
+    fn try_from(row: Stored) -> Result<Self> {
+        Ok(Self {
+            room_id: row.room_id.try_into()?,
+            version: ruma::RoomVersionId::try_from(row.version)?,
+            head: serde_json::from_str(&row.head)?,
+            depth: row.depth,
+            state_version: row.state_version,
+            last_position: row.last_position,
+            status: row.status,
+            kind: row.kind,
+            room_number: row.room_number,
+            facility: row.facility,
+            subject_key: row.subject_key,
+            created_at: row.created_at,
+        })
+    }
+}
+
+/// A room's row.
+pub async fn row(conn: &mut Conn, room_id: &RoomId) -> Result<Option<RoomRow>> {
+    one!(
+        conn,
+        Stored,
+        "SELECT room_id, version, head, depth, state_version, last_position, status, kind, room_number, facility, \
+         subject_key, created_at FROM rooms WHERE room_id = $1",
+        room_id.as_str()
+    )?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
+/// The rows of several rooms, in id order. The caller holds the lock on the positions row, so no other process
+/// writes to a room between this and its commit.
+pub async fn rows(conn: &mut Conn, room_ids: &[OwnedRoomId]) -> Result<Vec<RoomRow>> {
+    if room_ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    all_in!(
+        conn,
+        Stored,
+        "SELECT room_id, version, head, depth, state_version, last_position, status, kind, room_number, facility, \
+         subject_key, created_at FROM rooms WHERE room_id IN ",
+        room_ids
+    )
+    .into_iter()
+    .map(TryInto::try_into)
+    .collect()
+}
+
+/// Every room that the city made, by room number.
+pub async fn city_rooms(conn: &mut Conn) -> Result<Vec<RoomRow>> {
+    all!(
+        conn,
+        Stored,
+        "SELECT room_id, version, head, depth, state_version, last_position, status, kind, room_number, facility, \
+         subject_key, created_at FROM rooms WHERE room_number IS NOT NULL ORDER BY room_number"
+    )?
+    .into_iter()
+    .map(TryInto::try_into)
+    .collect()
+}
+
+/// The open room of a subject.
+pub async fn open_room_of_subject(conn: &mut Conn, subject_key: &str) -> Result<Option<i64>> {
+    Ok(one!(
+        conn,
+        (Option<i64>,),
+        "SELECT room_number FROM rooms WHERE subject_key = $1 AND status = 'open' ORDER BY room_number LIMIT 1",
+        subject_key
+    )?
+    .and_then(|(number,)| number))
+}
+
+/// The liaison room of a facility.
+pub async fn liaison_room(conn: &mut Conn, facility: i64) -> Result<Option<OwnedRoomId>> {
+    one!(
+        conn,
+        (String,),
+        "SELECT room_id FROM rooms WHERE kind = 'liaison' AND facility = $1 AND status = 'open'",
+        facility
+    )?
+    .map(|(id,)| id.try_into().map_err(Into::into))
+    .transpose()
+}
+
+/// Writes a room's row.
+pub async fn write_row(conn: &mut Conn, row: &RoomRow, fresh: bool) -> Result<()> {
+    let head = serde_json::to_string(&row.head)?;
+    if fresh {
+        run!(
+            conn,
+            "INSERT INTO rooms (room_id, version, head, depth, state_version, last_position, status, kind, \
+             room_number, facility, subject_key, created_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            row.room_id.as_str(),
+            row.version.as_str(),
+            head,
+            row.depth,
+            row.state_version,
+            row.last_position,
+            &row.status,
+            &row.kind,
+            row.room_number,
+            row.facility,
+            &row.subject_key,
+            row.created_at
+        )?;
+    } else {
+        run!(
+            conn,
+            "UPDATE rooms SET head = $2, depth = $3, state_version = $4, last_position = $5, status = $6, \
+             kind = $7, room_number = $8 WHERE room_id = $1",
+            row.room_id.as_str(),
+            head,
+            row.depth,
+            row.state_version,
+            row.last_position,
+            &row.status,
+            &row.kind,
+            row.room_number
+        )?;
+    }
+    Ok(())
+}
+
+type StateRow = (i64, String, String, String, Option<String>);
+
+fn state_event((position, event_id, room_id, pdu, redacted_by): StateRow) -> Result<Arc<Event>> {
+    let mut event =
+        Event::from_pdu(&pdu, OwnedEventId::try_from(event_id)?, OwnedRoomId::try_from(room_id)?, position)?;
+    event.redacted_by = redacted_by.map(OwnedEventId::try_from).transpose()?;
+    Ok(Arc::new(event))
+}
+
+/// The current state of a room.
+pub async fn current_state(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Arc<Event>>> {
+    all!(
+        conn,
+        StateRow,
+        "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by FROM room_state s \
+         JOIN events e ON e.event_id = s.event_id WHERE s.room_id = $1 AND s.to_order IS NULL",
+        room_id.as_str()
+    )?
+    .into_iter()
+    .map(state_event)
+    .collect()
+}
+
+/// The state that was in force just before an order in the room: one range query, whatever the room's length.
+pub async fn state_before(conn: &mut Conn, room_id: &RoomId, order: i64) -> Result<Vec<Arc<Event>>> {
+    all!(
+        conn,
+        StateRow,
+        "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by FROM room_state s \
+         JOIN events e ON e.event_id = s.event_id \
+         WHERE s.room_id = $1 AND s.from_order < $2 AND (s.to_order IS NULL OR s.to_order >= $2)",
+        room_id.as_str(),
+        order
+    )?
+    .into_iter()
+    .map(state_event)
+    .collect()
+}
+
+/// One entry of the state just before an order.
+pub async fn state_entry_before(
+    conn: &mut Conn,
+    room_id: &RoomId,
+    kind: &str,
+    state_key: &str,
+    order: i64,
+) -> Result<Option<Arc<Event>>> {
+    one!(
+        conn,
+        StateRow,
+        "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by FROM room_state s \
+         JOIN events e ON e.event_id = s.event_id \
+         WHERE s.room_id = $1 AND s.type = $2 AND s.state_key = $3 AND s.from_order < $4 \
+         ORDER BY s.from_order DESC LIMIT 1",
+        room_id.as_str(),
+        kind,
+        state_key,
+        order
+    )?
+    .map(state_event)
+    .transpose()
+}
+
+/// All values that an entry of the state ever had, oldest first, with the order each began at.
+pub async fn history_of_entry(
+    conn: &mut Conn,
+    room_id: &RoomId,
+    kind: &str,
+    state_key: &str,
+) -> Result<Vec<Arc<Event>>> {
+    all!(
+        conn,
+        StateRow,
+        "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by FROM room_state s \
+         JOIN events e ON e.event_id = s.event_id \
+         WHERE s.room_id = $1 AND s.type = $2 AND s.state_key = $3 ORDER BY s.from_order ASC",
+        room_id.as_str(),
+        kind,
+        state_key
+    )?
+    .into_iter()
+    .map(state_event)
+    .collect()
+}
+
+/// The event that a state event replaced.
+pub async fn replaced_by(conn: &mut Conn, event: &Event) -> Result<Option<Arc<Event>>> {
+    let Some(state_key) = &event.state_key else { return Ok(None) };
+    state_entry_before(conn, &event.room_id, &event.kind.to_string(), state_key, event.position).await
+}
+
+/// Everybody's memberships.
+pub async fn all_memberships(conn: &mut Conn) -> Result<Vec<(OwnedUserId, OwnedRoomId, Membership)>> {
+    all!(
+        conn,
+        (String, String, String, String, i64, i64, bool),
+        "SELECT user_id, room_id, membership, event_id, changed_at, position, forgotten FROM memberships"
+    )?
+    .into_iter()
+    .map(|(user_id, room_id, membership, event_id, changed_at, position, forgotten)| {
+        Ok((
+            user_id.try_into()?,
+            room_id.try_into()?,
+            Membership { membership, event_id: event_id.try_into()?, changed_at, position, forgotten },
+        ))
+    })
+    .collect()
+}
+
+/// Writes memberships; of several for one user and room the last counts.
+pub(crate) async fn write_memberships(
+    conn: &mut Conn,
+    list: &[(OwnedUserId, OwnedRoomId, Membership)],
+) -> Result<()> {
+    let mut last: Vec<&(OwnedUserId, OwnedRoomId, Membership)> = Vec::with_capacity(list.len());
+    let mut seen = std::collections::HashSet::new();
+    for row in list.iter().rev() {
+        if seen.insert((&row.0, &row.1)) {
+            last.push(row);
+        }
+    }
+    insert_many!(
+        conn,
+        "INSERT INTO memberships (user_id, room_id, membership, event_id, changed_at, position, forgotten) ",
+        &last,
+        |b, row| {
+            b.push_bind(row.0.as_str())
+                .push_bind(row.1.as_str())
+                .push_bind(&row.2.membership)
+                .push_bind(row.2.event_id.as_str())
+                .push_bind(row.2.changed_at)
+                .push_bind(row.2.position)
+                .push_bind(row.2.forgotten);
+        },
+        " ON CONFLICT (user_id, room_id) DO UPDATE SET membership = excluded.membership, \
+         event_id = excluded.event_id, changed_at = excluded.changed_at, position = excluded.position, \
+         forgotten = excluded.forgotten"
+    );
+    Ok(())
+}
+
+/// Marks a room as forgotten by a user.
+pub async fn forget(conn: &mut Conn, user_id: &str, room_id: &RoomId) -> Result<()> {
+    run!(
+        conn,
+        "UPDATE memberships SET forgotten = TRUE WHERE user_id = $1 AND room_id = $2",
+        user_id,
+        room_id.as_str()
+    )?;
+    Ok(())
+}
+
+/// The receipts of a room.
+pub async fn receipts(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Receipt>> {
+    all!(
+        conn,
+        (String, String, String, String, i64, i64, i64),
+        "SELECT user_id, kind, thread, event_id, event_order, ts, position FROM receipts WHERE room_id = $1",
+        room_id.as_str()
+    )?
+    .into_iter()
+    .map(|(user_id, kind, thread, event_id, event_order, ts, position)| {
+        Ok(Receipt {
+            room_id: room_id.to_owned(),
+            user_id: user_id.try_into()?,
+            kind,
+            thread,
+            event_id: event_id.try_into()?,
+            event_order,
+            ts,
+            position,
+        })
+    })
+    .collect()
+}
+
+/// Writes receipts; of several for one place the last counts.
+pub(crate) async fn write_receipts(conn: &mut Conn, list: &[Receipt]) -> Result<()> {
+    let mut last: Vec<&Receipt> = Vec::with_capacity(list.len());
+    let mut seen = std::collections::HashSet::new();
+    for row in list.iter().rev() {
+        if seen.insert((&row.room_id, &row.user_id, &row.kind, &row.thread)) {
+            last.push(row);
+        }
+    }
+    insert_many!(
+        conn,
+        "INSERT INTO receipts (room_id, user_id, kind, thread, event_id, event_order, ts, position) ",
+        &last,
+        |b, row| {
+            b.push_bind(row.room_id.as_str())
+                .push_bind(row.user_id.as_str())
+                .push_bind(&row.kind)
+                .push_bind(&row.thread)
+                .push_bind(row.event_id.as_str())
+                .push_bind(row.event_order)
+                .push_bind(row.ts)
+                .push_bind(row.position);
+        },
+        " ON CONFLICT (room_id, user_id, kind, thread) DO UPDATE SET event_id = excluded.event_id, \
+         event_order = excluded.event_order, ts = excluded.ts, position = excluded.position"
+    );
+    Ok(())
+}
+
+/// The room and order of an event.
+pub async fn place_of(conn: &mut Conn, event_id: &EventId) -> Result<Option<(OwnedRoomId, i64)>> {
+    one!(
+        conn,
+        (String, i64),
+        "SELECT room_id, room_order FROM events WHERE event_id = $1",
+        event_id.as_str()
+    )?
+    .map(|(room_id, order)| Ok((room_id.try_into()?, order)))
+    .transpose()
+}

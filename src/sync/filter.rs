@@ -1,0 +1,65 @@
+//! Filters (client-server API, "Filtering"), as `/sync`, `/messages` and `/context` use them.
+
+use ruma::api::client::filter::{FilterDefinition, LazyLoadOptions, RoomEventFilter, UrlFilter};
+
+use crate::{
+    error::{Code, Result, refuse},
+    rooms::pdu::Event,
+};
+
+/// The longest filter, in bytes.
+pub const FILTER_BYTES_MAX: usize = 32_768;
+
+/// Reads a filter.
+pub fn parse(text: &str) -> Result<FilterDefinition> {
+    if text.len() > FILTER_BYTES_MAX {
+        return Err(refuse(Code::TooLarge, "The filter is too large: at most 32,768 bytes."));
+    }
+    crate::http::json::check(text.as_bytes())?;
+    serde_json::from_str(text).map_err(|_| refuse(Code::BadJson, "The filter is not a filter."))
+}
+
+/// Whether members are loaded lazily.
+pub fn is_lazy(filter: &RoomEventFilter) -> bool {
+    matches!(filter.lazy_load_options, LazyLoadOptions::Enabled { .. })
+}
+
+/// Whether an event passes.
+pub fn passes(filter: &RoomEventFilter, event: &Event) -> bool {
+    let kind = event.kind.to_string();
+    if filter.not_types.iter().any(|pattern| matches(pattern, &kind)) {
+        return false;
+    }
+    if let Some(types) = &filter.types
+        && !types.iter().any(|pattern| matches(pattern, &kind))
+    {
+        return false;
+    }
+    if filter.not_senders.contains(&event.sender) {
+        return false;
+    }
+    if let Some(senders) = &filter.senders
+        && !senders.contains(&event.sender)
+    {
+        return false;
+    }
+    match filter.url_filter {
+        Some(UrlFilter::EventsWithUrl) => event.content_str("url").is_some(),
+        Some(UrlFilter::EventsWithoutUrl) => event.content_str("url").is_none(),
+        _ => true,
+    }
+}
+
+/// Whether a room passes.
+pub fn room_passes(filter: &RoomEventFilter, room_id: &ruma::RoomId) -> bool {
+    !filter.not_rooms.iter().any(|id| id == room_id)
+        && filter.rooms.as_ref().is_none_or(|rooms| rooms.iter().any(|id| id == room_id))
+}
+
+/// `*` at the end stands for anything.
+fn matches(pattern: &str, kind: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(start) => kind.starts_with(start),
+        None => pattern == kind,
+    }
+}

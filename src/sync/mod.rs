@@ -1,0 +1,7 @@
+//! What is new for a user: `/sync`, its tokens, and events as clients read them. No HTTP types.
+
+pub mod filter;
+pub mod render;
+pub mod room;
+pub mod token;
+pub mod v3;

@@ -1,0 +1,76 @@
+//! Events as clients read them: the stored bytes with `unsigned` spliced in for this reader (DESIGN 9).
+
+use std::fmt::Write as _;
+
+use crate::{http::caller::Requester, rooms::pdu::Event};
+
+/// An event with `unsigned`, for a reader or for nobody in particular.
+pub fn event(event: &Event, who: Option<&Requester>, now_ms: i64) -> String {
+    let mut out = String::with_capacity(event.client.len() + 160);
+    write_event(&mut out, event, who, now_ms, true);
+    out
+}
+
+/// Writes an event with `unsigned`. Sync leaves the room id out.
+pub fn write_event(out: &mut String, event: &Event, who: Option<&Requester>, now_ms: i64, with_room: bool) {
+    if with_room {
+        out.push_str(&event.client);
+    } else {
+        // The client form has the room id between two known fields.
+        let field = format!(",\"room_id\":\"{}\"", event.room_id);
+        match event.client.rfind(&field) {
+            Some(at) => {
+                out.push_str(&event.client[..at]);
+                out.push_str(&event.client[at + field.len()..]);
+            }
+            None => out.push_str(&event.client),
+        }
+    }
+    // Writing to a String cannot fail.
+    let _ = write!(out, ",\"unsigned\":{{\"age\":{}", (now_ms - event.ts).max(0));
+    if let (Some(txn), Some(who)) = (&event.txn, who)
+        && who.user_id == event.sender
+        && who.device_id.as_deref() == Some(txn.device_id.as_str())
+    {
+        let _ = write!(out, ",\"transaction_id\":{}", serde_json::Value::from(txn.txn_id.as_str()));
+    }
+    if let Some(extra) = event.extra.get() {
+        if let Some(before) = &extra.replaces {
+            let _ = write!(
+                out,
+                ",\"prev_content\":{},\"prev_sender\":\"{}\",\"replaces_state\":\"{}\"",
+                before.content.get(),
+                before.sender,
+                before.event_id
+            );
+        }
+        if let Some(because) = &extra.because {
+            let _ = write!(out, ",\"redacted_because\":{}}}", because.client);
+        }
+    }
+    out.push_str("}}");
+}
+
+/// Stripped state, for invitations (client-server API, "Stripped state").
+pub fn write_stripped(out: &mut String, event: &Event) {
+    let _ = write!(
+        out,
+        "{{\"content\":{},\"sender\":\"{}\",\"state_key\":{},\"type\":{}}}",
+        event.content.get(),
+        event.sender,
+        serde_json::Value::from(event.state_key.as_deref().unwrap_or_default()),
+        serde_json::Value::from(event.kind.to_string()),
+    );
+}
+
+/// Writes a JSON list by calling `each` for every item.
+pub fn write_list<T>(out: &mut String, items: impl IntoIterator<Item = T>, mut each: impl FnMut(&mut String, T)) {
+    out.push('[');
+    for (i, item) in items.into_iter().enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        each(out, item);
+    }
+    out.push(']');
+}
