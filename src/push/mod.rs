@@ -50,16 +50,6 @@ impl Pushers {
         self.by_user.read().get(user).cloned().unwrap_or_default()
     }
 
-    /// Sets all of a user's pushers.
-    pub fn replace(&self, user: &UserId, pushers: Vec<Pusher>) {
-        self.by_user.write().insert(user.to_owned(), pushers);
-    }
-
-    /// Forgets a user.
-    pub fn forget(&self, user: &UserId) {
-        self.by_user.write().remove(user);
-    }
-
     /// Whether a user has one.
     pub fn has(&self, user: &UserId) -> bool {
         self.by_user.read().contains_key(user)

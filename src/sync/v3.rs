@@ -205,7 +205,7 @@ async fn answer(
     }
     if since.position == 0 && !account_data.get("").is_some_and(|l| l.iter().any(|(k, _)| k == "m.push_rules")) {
         let rules = crate::push::rules::ruleset(server, &who.user_id).await?;
-        let content = serde_json::json!({"global": *rules}).to_string();
+        let content = serde_json::json!({"global": crate::push::rules::global(&rules)?}).to_string();
         account_data.entry(String::new()).or_default().push(("m.push_rules".to_owned(), content));
     }
     let wanted = Wanted {

@@ -146,7 +146,7 @@ async fn set(
 async fn get(server: &Arc<Server>, who: &Requester, room_id: &str, kind: &str) -> Result<Answer> {
     if room_id.is_empty() && kind == "m.push_rules" {
         let rules = crate::push::rules::ruleset(server, &who.user_id).await?;
-        return Ok(json!({"global": *rules}).into());
+        return Ok(json!({"global": crate::push::rules::global(&rules)?}).into());
     }
     store::personal::account_data(&mut server.db.read().await?, who.user_id.as_str(), room_id, kind)
         .await?
