@@ -45,6 +45,8 @@ enum Command {
     /// Terminals' certificates. Works while the server runs.
     #[command(subcommand)]
     Cert(command::cert::Cert),
+    /// Print every route: listener, method, path template. For tests and for reviews.
+    Routes,
     /// The audit log (操作履歴・閲覧履歴). Reading it is itself logged.
     #[command(subcommand)]
     Audit(command::audit::Audit),
@@ -95,6 +97,11 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::City => parts::run_city(&config, stop_signal()).await?,
         Command::Mail => parts::run_mail(&config, stop_signal()).await?,
         Command::Cert(cert) => command::cert::run(&config, cert).await?,
+        Command::Routes => {
+            for (listener, method, path) in serve::all_routes(&config)? {
+                println!("{listener}\t{method}\t{path}");
+            }
+        }
         Command::Audit(audit) => return command::audit::run(&config, audit).await,
         Command::Backup { folder } => command::backup::backup(&config, &folder).await?,
         Command::Restore { folder } => command::backup::restore(&config, &folder).await?,

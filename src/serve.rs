@@ -68,13 +68,10 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
     let mut tasks = JoinSet::new();
     let tls = acceptors(&server)?;
     let hosts = hosts(&server);
-    let public = api::well_known::routes(api::client::routes())
-        .at(::http::Method::GET, "/_heya/style.css", api::pages::style);
-    let public = api::web::routes(public, &server)?;
+    let public = public_routes(&server.config)?;
     listen(&mut tasks, &server, Listener::Public, sockets.public, tls.0.clone(), public, hosts.0);
     listen(&mut tasks, &server, Listener::Enrol, sockets.enrol, tls.1.clone(), api::pages::enrol_routes(), hosts.1);
-    let internal = api::well_known::routes(api::internal::routes(api::client::routes()));
-    listen(&mut tasks, &server, Listener::Internal, sockets.internal, None, internal, Vec::new());
+    listen(&mut tasks, &server, Listener::Internal, sockets.internal, None, internal_routes(), Vec::new());
     for appservice in server.appservices.all() {
         if appservice.id != "city" || server.config.city.bot {
             tasks.spawn(delivery::run(Arc::clone(&server), Arc::clone(appservice)));
@@ -90,6 +87,29 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
         );
     }
     Ok(Running { server, first, tasks, committing })
+}
+
+fn public_routes(config: &Config) -> Result<Routes> {
+    let routes = api::well_known::routes(api::client::routes())
+        .at(::http::Method::GET, "/_heya/style.css", api::pages::style);
+    api::web::routes(routes, config)
+}
+
+fn internal_routes() -> Routes {
+    api::well_known::routes(api::internal::routes(api::client::routes()))
+}
+
+/// Every (listener, method, path template) that a server of this config answers.
+pub fn all_routes(config: &Config) -> Result<Vec<(&'static str, ::http::Method, &'static str)>> {
+    let mut all = Vec::new();
+    for (listener, routes) in [
+        ("public", public_routes(config)?),
+        ("enrol", api::pages::enrol_routes()),
+        ("internal", internal_routes()),
+    ] {
+        all.extend(routes.table.iter().map(|(method, path)| (listener, method.clone(), *path)));
+    }
+    Ok(all)
 }
 
 impl Running {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::{
     api::pages,
+    config::Config,
     error::{Error, Result},
     http::route::{Answer, Call, Routes},
     server::Server,
@@ -26,8 +27,8 @@ const SCRIPT_PATH: &str = "/_heya/certificate.js";
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Adds the routes: the folder, or a page that explains.
-pub fn routes(routes: Routes, server: &Server) -> Result<Routes> {
-    let folder = &server.config.web.client_dir;
+pub fn routes(routes: Routes, config: &Config) -> Result<Routes> {
+    let folder = &config.web.client_dir;
     if folder.as_os_str().is_empty() {
         return Ok(routes.at(http::Method::GET, "/", |server, _| async move { pages::no_client(&server) }));
     }
@@ -36,7 +37,7 @@ pub fn routes(routes: Routes, server: &Server) -> Result<Routes> {
     }
     Ok(routes
         .at(http::Method::GET, SCRIPT_PATH, |_, _| async { Ok(content("text/javascript; charset=utf-8", SCRIPT.into(), false)) })
-        .at(http::Method::GET, "/config.json", config)
+        .at(http::Method::GET, "/config.json", client_config)
         .at(http::Method::GET, "/", |server, _| async move { file(&server, "index.html").await })
         .at(http::Method::GET, "/{*path}", |server, call| async move {
             let path = call.arg(0).to_owned();
@@ -45,7 +46,7 @@ pub fn routes(routes: Routes, server: &Server) -> Result<Routes> {
 }
 
 /// What Element Web reads at its start: this server, Japanese, no guests, nothing outside.
-async fn config(server: Arc<Server>, _: Call) -> Result<Answer> {
+async fn client_config(server: Arc<Server>, _: Call) -> Result<Answer> {
     let base_url = server.config.server.public_url.trim_end_matches('/');
     let body = json!({
         "default_server_config": {"m.homeserver": {"base_url": base_url, "server_name": server.name}},

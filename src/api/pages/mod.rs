@@ -75,7 +75,6 @@ page!(RefusedPage, "refused.html" {
 page!(HelpPage, "help.html" { login_url: &'a str, enrol_url: String });
 page!(NoClientPage, "index_no_client.html" { server_name: &'a str, enrol_url: String, help_url: String });
 page!(NotFoundPage, "not_found.html" {});
-page!(ErrorPage, "error.html" { title: &'a str, sentences: Vec<String> });
 
 /// The routes of the enrolment listener.
 pub fn enrol_routes() -> Routes {

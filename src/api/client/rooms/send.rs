@@ -2,21 +2,22 @@
 
 use std::sync::Arc;
 
+use http::Method;
 use ruma::{
-    MilliSecondsSinceUnixEpoch,
+    MilliSecondsSinceUnixEpoch, OwnedRoomId,
     api::client::{
         message::send_message_event::v3 as send, redact::redact_event::v3 as redact,
-        state::send_state_event::v3 as send_state, typing::create_typing_event::v3 as typing,
+        typing::create_typing_event::v3 as typing,
     },
 };
-use serde_json::json;
+use serde_json::{json, value::RawValue};
 
 use crate::{
     api::client::content_of,
-    error::{Result, forbidden},
+    error::{Code, Result, forbidden, invalid, refuse},
     http::{
-        caller::Requester,
-        route::{Answer, Routes},
+        caller::{self, Requester},
+        route::{Answer, Call, Routes},
     },
     rooms::send::{self as sending, Sending, txn_key},
     server::Server,
@@ -43,18 +44,9 @@ pub fn routes(routes: Routes) -> Routes {
             stop_typing(&server, &sending);
             Ok(json!({"event_id": sending::send(&server, sending).await?}).into())
         })
-        .raw::<send_state::Request, Requester, _, _>(|server, who, request| async move {
-            let sending = Sending {
-                ts: timestamp(&who, request.timestamp),
-                sender: who.user_id,
-                kind: request.event_type.to_string().into(),
-                state_key: Some(request.state_key),
-                content: content_of(request.body.json())?,
-                txn: None,
-                room_id: request.room_id,
-            };
-            Ok(json!({"event_id": sending::send(&server, sending).await?}).into())
-        })
+        .at(Method::PUT, "/_matrix/client/v3/rooms/{roomId}/state/{eventType}", send_state)
+        .at(Method::PUT, "/_matrix/client/v3/rooms/{roomId}/state/{eventType}/", send_state)
+        .at(Method::PUT, "/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}", send_state)
         .raw::<redact::Request, Requester, _, _>(|server, who, request| async move {
             let scope = format!("redact {} {}", request.room_id, request.event_id);
             let txn = txn_key(&who.user_id, who.device_id.as_deref(), scope, request.txn_id.as_str());
@@ -64,6 +56,27 @@ pub fn routes(routes: Routes) -> Routes {
             Ok(json!({"event_id": event_id}).into())
         })
         .raw::<typing::Request, Requester, _, _>(set_typing)
+}
+
+/// An empty state key may be written with or without a slash, which ruma's paths do not know.
+async fn send_state(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let who = caller::requester(&server, &call.parts).await?;
+    let room_id = OwnedRoomId::try_from(call.arg(0)).map_err(|_| invalid("That is no room id."))?;
+    let ts = call.query("ts").and_then(|ts| ts.parse().ok()).map(MilliSecondsSinceUnixEpoch);
+    let (kind, state_key) = (call.arg(1).into(), Some(call.arg(2).to_owned()));
+    let (_, body) = call.body(&server).await?;
+    let body: Box<RawValue> =
+        serde_json::from_slice(&body).map_err(|_| refuse(Code::NotJson, "The body is not valid JSON."))?;
+    let sending = Sending {
+        ts: timestamp(&who, ts),
+        sender: who.user_id,
+        kind,
+        state_key,
+        content: content_of(&body)?,
+        txn: None,
+        room_id,
+    };
+    Ok(json!({"event_id": sending::send(&server, sending).await?}).into())
 }
 
 /// Only appservices say when something was written (application service API, "Timestamp massaging").

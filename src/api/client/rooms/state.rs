@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use ruma::{
-    api::client::state::{get_state_event_for_key as one, get_state_events::v3 as all},
-    events::StateEventType,
-};
+use http::Method;
+use ruma::{RoomId, api::client::state::get_state_events::v3 as all};
 
 use crate::{
-    error::{Result, not_found},
+    error::{Result, invalid, not_found},
     http::{
-        caller::Requester,
-        route::{Answer, Routes},
+        caller::{self, Requester},
+        route::{Answer, Call, Routes},
     },
     rooms::{history, pdu::Event},
     server::Server,
@@ -28,18 +26,24 @@ pub fn routes(routes: Routes) -> Routes {
             render::write_list(&mut out, &state, |out, event| render::write_event(out, event, Some(&who), now, true));
             Ok(Answer::Json(out))
         })
-        .raw::<one::v3::Request, Requester, _, _>(|server, who, request| async move {
-            let state = visible_state(&server, &who, &request.room_id).await?;
-            let found = state.iter().find(|event| {
-                StateEventType::from(event.kind.to_string()) == request.event_type
-                    && event.state_key.as_deref() == Some(request.state_key.as_str())
-            });
-            let event = found.ok_or_else(|| not_found("The room has no such state."))?;
-            Ok(Answer::Json(match request.format {
-                one::v3::StateEventFormat::Event => render::event(event, Some(&who), server.now()),
-                _ => event.content.get().to_owned(),
-            }))
-        })
+        // An empty state key may be written with or without a slash, which ruma's paths do not know.
+        .at(Method::GET, "/_matrix/client/v3/rooms/{roomId}/state/{eventType}", one)
+        .at(Method::GET, "/_matrix/client/v3/rooms/{roomId}/state/{eventType}/", one)
+        .at(Method::GET, "/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}", one)
+}
+
+async fn one(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let who = caller::requester(&server, &call.parts).await?;
+    let room_id = <&RoomId>::try_from(call.arg(0)).map_err(|_| invalid("That is no room id."))?;
+    let state = visible_state(&server, &who, room_id).await?;
+    let event = state
+        .iter()
+        .find(|event| event.kind.to_string() == call.arg(1) && event.state_key.as_deref() == Some(call.arg(2)))
+        .ok_or_else(|| not_found("The room has no such state."))?;
+    Ok(Answer::Json(match call.query("format").as_deref() {
+        Some("event") => render::event(event, Some(&who), server.now()),
+        _ => event.content.get().to_owned(),
+    }))
 }
 
 /// The state as a member sees it now, or as it was when a former member left.
