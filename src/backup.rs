@@ -88,7 +88,10 @@ pub async fn write(config: &Config, folder: &Path) -> Result<Manifest> {
         copy(&heads, &part.join("audit").join("heads"))?;
     }
     let manifest = Manifest { server_name, position, blobs: blobs.len(), databases };
-    crate::files::write_private(&part.join("manifest.json"), serde_json::to_string_pretty(&manifest)?.as_bytes())?;
+    crate::files::write_private(
+        &part.join("manifest.json"),
+        serde_json::to_string_pretty(&manifest)?.as_bytes(),
+    )?;
     std::fs::rename(&part, folder)?;
     Ok(manifest)
 }

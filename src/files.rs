@@ -23,7 +23,8 @@ pub fn private_folder(path: &Path) -> Result<()> {
 /// Writes a file that only its owner reads: whole or not at all.
 pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
     let part = path.with_extension("part");
-    let mut file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&part)?;
+    let mut file =
+        std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&part)?;
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&part, path)?;
@@ -44,7 +45,10 @@ pub fn secret(path: &Path) -> Result<String> {
     }
     let secret = std::fs::read_to_string(path)?.trim().to_owned();
     if secret.len() < 16 {
-        return Err(Error::internal(format!("the secret in {} is shorter than 16 characters", path.display())));
+        return Err(Error::internal(format!(
+            "the secret in {} is shorter than 16 characters",
+            path.display()
+        )));
     }
     Ok(secret)
 }

@@ -111,8 +111,10 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
 
 fn log(config: &Config) {
     let level = std::env::var("HEYA_LOG").unwrap_or_else(|_| config.server.log.clone());
-    let filter = tracing_subscriber::EnvFilter::try_new(format!("warn,heya={level},heya_city={level},heya_mail={level}"))
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = tracing_subscriber::EnvFilter::try_new(format!(
+        "warn,heya={level},heya_city={level},heya_mail={level}"
+    ))
+    .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 

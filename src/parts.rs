@@ -33,7 +33,9 @@ pub fn city(config: &Config) -> Result<heya_city::Config> {
 pub async fn run_city(config: &Config, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
     let listener = bind("city.bot_listen", config.city.bot_listen).await?;
     let bot = city(config)?;
-    heya_city::run(bot, listener, shutdown).await.map_err(|error| Error::internal(format!("the city bot: {error}")))
+    heya_city::run(bot, listener, shutdown)
+        .await
+        .map_err(|error| Error::internal(format!("the city bot: {error}")))
 }
 
 /// The e-mail bridge's configuration.

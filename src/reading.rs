@@ -23,7 +23,12 @@ fn looks() -> &'static Mutex<HashMap<Look, i64>> {
 }
 
 /// Records that a room was opened: by its history, a search hit, a medium, a receipt that moved.
-pub async fn opened(server: &Arc<Server>, who: &Requester, room_id: &RoomId, what: &'static str) -> Result<()> {
+pub async fn opened(
+    server: &Arc<Server>,
+    who: &Requester,
+    room_id: &RoomId,
+    what: &'static str,
+) -> Result<()> {
     record(server, who, room_id, "room.opened", what).await
 }
 
@@ -45,7 +50,8 @@ async fn record(
     let now = server.now();
     let terminal = who.terminal.as_ref().map(|known| known.terminal);
     // Servers of one test process are told apart by their address in memory.
-    let key = (Arc::as_ptr(server) as usize, format!("{} {action}", who.user_id), terminal, room_id.to_string());
+    let key =
+        (Arc::as_ptr(server) as usize, format!("{} {action}", who.user_id), terminal, room_id.to_string());
     {
         let mut looks = looks().lock();
         if looks.get(&key).is_some_and(|at| now - *at < HOUR_MS) {
@@ -58,11 +64,8 @@ async fn record(
             }
         }
     }
-    let entry = audit::Entry {
-        room_id: room_id.to_string(),
-        detail: what.to_owned(),
-        ..who.entry(now, action)
-    };
+    let entry =
+        audit::Entry { room_id: room_id.to_string(), detail: what.to_owned(), ..who.entry(now, action) };
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {

@@ -34,9 +34,9 @@ impl Sockets {
     /// Binds what the config says.
     pub async fn bind(config: &Config) -> Result<Self> {
         let bind = async |name: &str, address: std::net::SocketAddr| {
-            TcpListener::bind(address)
-                .await
-                .map_err(|error| Error::internal(format!("cannot listen on {address} (server.{name}): {error}")))
+            TcpListener::bind(address).await.map_err(|error| {
+                Error::internal(format!("cannot listen on {address} (server.{name}): {error}"))
+            })
         };
         Ok(Self {
             public: bind("listen", config.server.listen).await?,
@@ -59,7 +59,11 @@ pub struct Running {
 /// Starts a server.
 pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Running> {
     let (server, committing) = Server::open(config, clock).await?;
-    let first = if server.config.policy.open_profile { open_city(&server).await? } else { register::first_start(&server).await? };
+    let first = if server.config.policy.open_profile {
+        open_city(&server).await?
+    } else {
+        register::first_start(&server).await?
+    };
     if let Some(issued) = &first {
         for sheet in &issued.sheets {
             tracing::info!(sheet = %server.data().join(sheet).display(), "first start: a handover sheet for the city's first member of staff");
@@ -70,7 +74,15 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
     let hosts = hosts(&server);
     let public = public_routes(&server.config)?;
     listen(&mut tasks, &server, Listener::Public, sockets.public, tls.0.clone(), public, hosts.0);
-    listen(&mut tasks, &server, Listener::Enrol, sockets.enrol, tls.1.clone(), api::pages::enrol_routes(), hosts.1);
+    listen(
+        &mut tasks,
+        &server,
+        Listener::Enrol,
+        sockets.enrol,
+        tls.1.clone(),
+        api::pages::enrol_routes(),
+        hosts.1,
+    );
     listen(&mut tasks, &server, Listener::Internal, sockets.internal, None, internal_routes(), Vec::new());
     for appservice in server.appservices.all() {
         if appservice.id != "city" || server.config.city.bot {
@@ -90,8 +102,11 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
 }
 
 fn public_routes(config: &Config) -> Result<Routes> {
-    let routes = api::well_known::routes(api::client::routes())
-        .at(::http::Method::GET, "/_heya/style.css", api::pages::style);
+    let routes = api::well_known::routes(api::client::routes()).at(
+        ::http::Method::GET,
+        "/_heya/style.css",
+        api::pages::style,
+    );
     api::web::routes(routes, config)
 }
 
@@ -175,11 +190,8 @@ fn acceptors(server: &Arc<Server>) -> Result<Acceptors> {
         ServerFiles { certificate: config.tls.certificate.clone(), key: config.tls.key.clone() }
     };
     let clock = server.clock.clone();
-    let options = TlsOptions {
-        files,
-        tls12: config.tls.tls12,
-        clock: Arc::new(move || terminals::at(clock.now_ms())),
-    };
+    let options =
+        TlsOptions { files, tls12: config.tls.tls12, clock: Arc::new(move || terminals::at(clock.now_ms())) };
     let ask = if config.policy.client_certificate == ClientCertificate::Connection {
         let anchors = server.ca.trust_anchors().map_err(internal)?;
         if config.tls.strict_handshake { AskFor::Strictly(anchors) } else { AskFor::Certificate(anchors) }
@@ -198,8 +210,10 @@ fn own_certificate(server: &Server) -> Result<ServerFiles> {
     if !files.certificate.exists() {
         let host = server.config.host().to_owned();
         let host = host.rsplit_once(':').map_or(host.as_str(), |(host, _)| host);
-        let addresses: Vec<std::net::IpAddr> =
-            [host, "127.0.0.1", "::1"].iter().filter_map(|host| host.trim_matches(['[', ']']).parse().ok()).collect();
+        let addresses: Vec<std::net::IpAddr> = [host, "127.0.0.1", "::1"]
+            .iter()
+            .filter_map(|host| host.trim_matches(['[', ']']).parse().ok())
+            .collect();
         let mut names = vec!["localhost"];
         if host.parse::<std::net::IpAddr>().is_err() && host != "localhost" {
             names.push(host);
@@ -209,7 +223,9 @@ fn own_certificate(server: &Server) -> Result<ServerFiles> {
             .issue_server(&names, &addresses, terminals::at(server.now()), time::Duration::days(397))
             .map_err(|error| Error::internal(error.to_string()))?;
         issued.write(&files).map_err(|error| Error::internal(error.to_string()))?;
-        tracing::warn!("the server certificate is by Heya's own CA: set tls.certificate and tls.key to one by a public CA");
+        tracing::warn!(
+            "the server certificate is by Heya's own CA: set tls.certificate and tls.key to one by a public CA"
+        );
     }
     Ok(files)
 }
@@ -293,7 +309,8 @@ async fn watch_list(server: &Arc<Server>) {
         *last = stamp;
     }
     let (ca, now, former) = (Arc::clone(&server.ca), server.now(), server.terminals.list());
-    let read = tokio::task::spawn_blocking(move || ca.load_crl(&path, terminals::at(now), former.as_deref())).await;
+    let read =
+        tokio::task::spawn_blocking(move || ca.load_crl(&path, terminals::at(now), former.as_deref())).await;
     match read {
         Ok(Ok(list)) => {
             tracing::info!(entries = list.len(), "the revocation list was read");

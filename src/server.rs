@@ -82,7 +82,14 @@ impl Server {
     pub async fn open(config: Config, clock: Clock) -> Result<(Arc<Self>, tokio::task::JoinHandle<()>)> {
         let data = config.server.data_dir.clone();
         let keys = data.join("keys");
-        for folder in [&data, &keys, &data.join("media"), &data.join("audit"), &data.join("backups"), &data.join("sheets")] {
+        for folder in [
+            &data,
+            &keys,
+            &data.join("media"),
+            &data.join("audit"),
+            &data.join("backups"),
+            &data.join("sheets"),
+        ] {
             crate::files::private_folder(folder)?;
         }
         let db = Arc::new(Db::open(&config.server.database_url, &data).await?);

@@ -9,11 +9,7 @@ use crate::{
     error::{Code, Result, invalid, refuse},
     rooms::committer::Hint,
     server::Server,
-    store::{
-        self,
-        accounts::AddressCheck,
-        push::Mail,
-    },
+    store::{self, accounts::AddressCheck, push::Mail},
 };
 
 /// How long the link in a mail is good.
@@ -46,7 +42,8 @@ pub async fn request_check(
     let sid = server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
-                if let Some(known) = store::accounts::check_of(batch.reading(), &client_secret, &address).await?
+                if let Some(known) =
+                    store::accounts::check_of(batch.reading(), &client_secret, &address).await?
                     && known.attempt >= attempt
                     && known.expires_at > now
                 {
@@ -100,15 +97,25 @@ pub async fn add(server: &Arc<Server>, user_id: &UserId, sid: &str, client_secre
                 let check = store::accounts::check(batch.reading(), &sid)
                     .await?
                     .filter(|check| check.client_secret == client_secret && check.expires_at > now)
-                    .ok_or_else(|| refuse(Code::ThreepidNotFound, "This check is not known or too old: please begin again."))?;
+                    .ok_or_else(|| {
+                        refuse(
+                            Code::ThreepidNotFound,
+                            "This check is not known or too old: please begin again.",
+                        )
+                    })?;
                 let validated_at = check.validated_at.ok_or_else(|| {
-                    refuse(Code::ThreepidAuthFailed, "Please open the link in the mail first (メールのリンクを開いてください).")
+                    refuse(
+                        Code::ThreepidAuthFailed,
+                        "Please open the link in the mail first (メールのリンクを開いてください).",
+                    )
                 })?;
-                if store::accounts::addresses(batch.reading(), user_id.as_str()).await?.len() >= ADDRESSES_MAX {
+                if store::accounts::addresses(batch.reading(), user_id.as_str()).await?.len() >= ADDRESSES_MAX
+                {
                     return Err(invalid(format!("At most {ADDRESSES_MAX} addresses.")));
                 }
                 let conn = batch.sql().await?;
-                store::accounts::add_address(conn, user_id.as_str(), &check.address, validated_at, now).await?;
+                store::accounts::add_address(conn, user_id.as_str(), &check.address, validated_at, now)
+                    .await?;
                 store::accounts::delete_check(conn, &sid).await
             })
         })

@@ -95,7 +95,12 @@ impl Enrolment {
 
 /// Step one: checks ID, password and code with exactly one hash run, and begins an enrolment session. Whatever was
 /// wrong, the refusal is the same; failures count as failed logins do.
-pub async fn begin(server: &Arc<Server>, id: &str, password: &str, code: &str) -> Result<(String, Arc<Enrolment>)> {
+pub async fn begin(
+    server: &Arc<Server>,
+    id: &str,
+    password: &str,
+    code: &str,
+) -> Result<(String, Arc<Enrolment>)> {
     let id = typed(id);
     let now = server.now();
     let user_id = user_id_of(server, &id);
@@ -129,7 +134,8 @@ pub async fn begin(server: &Arc<Server>, id: &str, password: &str, code: &str) -
         .passwords
         .verify(if usable { password } else { "" }, hash.as_deref().unwrap_or(server.passwords.decoy()))
         .await?;
-    let (Some(user_id), Some(account), Some(code), true) = (user_id, account, code, right && hash.is_some() && fits)
+    let (Some(user_id), Some(account), Some(code), true) =
+        (user_id, account, code, right && hash.is_some() && fits)
     else {
         server.lockout.failed(&id, None, now);
         return Err(refused());
@@ -201,7 +207,8 @@ pub async fn finish(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: Ch
                     .await?
                     .filter(|account| account.status != "ended")
                     .ok_or_else(refused)?;
-                let facility = account.facility.ok_or_else(|| Error::internal("an account without a facility"))?;
+                let facility =
+                    account.facility.ok_or_else(|| Error::internal("an account without a facility"))?;
                 let conn = batch.sql().await?;
                 if let Some(hash) = hash {
                     store::accounts::set_password(conn, user_id, &hash, true, now).await?;
@@ -262,7 +269,9 @@ pub async fn check_not_used_before(server: &Server, user_id: &str, password: &st
     let mut conn = server.db.read().await?;
     let n = i64::try_from(server.config.policy.password_history).unwrap_or(i64::MAX);
     let mut former = store::accounts::password_history(&mut conn, user_id, n).await?;
-    former.extend(store::accounts::account(&mut conn, user_id).await?.and_then(|account| account.password_hash));
+    former.extend(
+        store::accounts::account(&mut conn, user_id).await?.and_then(|account| account.password_hash),
+    );
     drop(conn);
     for hash in former {
         if server.passwords.verify(password, &hash).await? {

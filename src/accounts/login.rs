@@ -34,7 +34,11 @@ pub struct Lockout {
 impl Lockout {
     /// Locks after `failures_max` for `minutes`.
     pub fn new(failures_max: u32, minutes: u32) -> Self {
-        Self { failures_max: failures_max.max(1), lock_ms: i64::from(minutes) * 60_000, failures: Mutex::default() }
+        Self {
+            failures_max: failures_max.max(1),
+            lock_ms: i64::from(minutes) * 60_000,
+            failures: Mutex::default(),
+        }
     }
 
     fn ceilings(&self, id: &str, terminal: Option<i64>) -> [((String, Option<i64>), u32); 2] {
@@ -175,7 +179,8 @@ pub async fn log_in(server: &Arc<Server>, attempt: Attempt) -> Result<LoggedIn> 
                     return Err(refused());
                 }
                 let token =
-                    sessions::begin(batch, &sessions, &for_unit, &device, device_name.as_deref(), terminal).await?;
+                    sessions::begin(batch, &sessions, &for_unit, &device, device_name.as_deref(), terminal)
+                        .await?;
                 batch.audit(entry);
                 Ok(token)
             })
@@ -242,8 +247,9 @@ pub async fn confirm_password(
     let usable = !server.lockout.is_locked(&id, terminal, now) && password.len() <= PASSWORD_BYTES_MAX;
     let hash = account.filter(|_| usable).and_then(|account| account.password_hash);
     let password = if usable { password } else { "" };
-    let right = server.passwords.verify(password, hash.as_deref().unwrap_or(server.passwords.decoy())).await?
-        && hash.is_some();
+    let right =
+        server.passwords.verify(password, hash.as_deref().unwrap_or(server.passwords.decoy())).await?
+            && hash.is_some();
     if right {
         server.lockout.succeeded(&id, terminal);
     } else {

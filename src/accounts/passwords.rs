@@ -36,8 +36,12 @@ impl Passwords {
     /// open profile): argon2id all the same, with little memory.
     pub fn new(at_once: usize, quick: bool) -> Result<Self> {
         // OWASP password storage cheat sheet: argon2id, 19 MiB, 2 passes, 1 lane. That is the crate's default.
-        let params = if quick { argon2::Params::new(256, 1, 1, None) } else { argon2::Params::new(19 * 1024, 2, 1, None) }
-            .map_err(|error| Error::internal(error.to_string()))?;
+        let params = if quick {
+            argon2::Params::new(256, 1, 1, None)
+        } else {
+            argon2::Params::new(19 * 1024, 2, 1, None)
+        }
+        .map_err(|error| Error::internal(error.to_string()))?;
         let argon2 = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
         let decoy = argon2
             .hash_password(crate::clock::random_token(32).as_bytes())
@@ -78,12 +82,16 @@ impl Passwords {
     pub async fn verify(&self, password: &str, hash: &str) -> Result<bool> {
         let (password, hash) = (normal(password), hash.to_owned());
         self.blocking(move |argon2| {
-            PasswordHash::new(&hash).is_ok_and(|hash| argon2.verify_password(password.as_bytes(), &hash).is_ok())
+            PasswordHash::new(&hash)
+                .is_ok_and(|hash| argon2.verify_password(password.as_bytes(), &hash).is_ok())
         })
         .await
     }
 
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Argon2<'_>) -> T + Send + 'static) -> Result<T> {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Argon2<'_>) -> T + Send + 'static,
+    ) -> Result<T> {
         if self.waiting.fetch_add(1, Ordering::AcqRel) >= WAITING_MAX as u64 {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             return Err(refuse(
@@ -150,7 +158,9 @@ pub fn check_rules(password: &str, length_min: usize, names: &[&str]) -> Result<
     }
     let letters: String = lower.chars().filter(|c| c.is_alphanumeric()).collect();
     let distinct: std::collections::BTreeSet<char> = lower.chars().collect();
-    if distinct.len() < 4 || COMMON.iter().any(|word| letters.starts_with(word) && letters.len() < word.len() + 5) {
+    if distinct.len() < 4
+        || COMMON.iter().any(|word| letters.starts_with(word) && letters.len() < word.len() + 5)
+    {
         return weak("よく使われる言葉や繰り返しのパスワードは使えません。");
     }
     Ok(())
@@ -158,11 +168,58 @@ pub fn check_rules(password: &str, length_min: usize, names: &[&str]) -> Result<
 
 /// Beginnings that guessers try first, in lower case with letters and digits only.
 const COMMON: &[&str] = &[
-    "password", "passw0rd", "p4ssword", "pass1234", "qwerty", "1qaz2wsx", "asdfgh", "zxcvbn", "abc123", "abcd1234",
-    "12345678", "123456789", "11111111", "00000000", "88888888", "iloveyou", "letmein", "welcome", "admin", "root",
-    "administrator", "monkey", "dragon", "football", "baseball", "sunshine", "princess", "login", "master", "hello",
-    "secret", "kango", "kaigo", "houmon", "byouin", "hospital", "nurse", "doctor", "yakkyoku", "zaitaku", "sakura",
-    "tokyo", "nippon", "japan", "arigato", "konnichiwa", "test1234", "changeme", "heya", "matrix", "element", "user",
+    "password",
+    "passw0rd",
+    "p4ssword",
+    "pass1234",
+    "qwerty",
+    "1qaz2wsx",
+    "asdfgh",
+    "zxcvbn",
+    "abc123",
+    "abcd1234",
+    "12345678",
+    "123456789",
+    "11111111",
+    "00000000",
+    "88888888",
+    "iloveyou",
+    "letmein",
+    "welcome",
+    "admin",
+    "root",
+    "administrator",
+    "monkey",
+    "dragon",
+    "football",
+    "baseball",
+    "sunshine",
+    "princess",
+    "login",
+    "master",
+    "hello",
+    "secret",
+    "kango",
+    "kaigo",
+    "houmon",
+    "byouin",
+    "hospital",
+    "nurse",
+    "doctor",
+    "yakkyoku",
+    "zaitaku",
+    "sakura",
+    "tokyo",
+    "nippon",
+    "japan",
+    "arigato",
+    "konnichiwa",
+    "test1234",
+    "changeme",
+    "heya",
+    "matrix",
+    "element",
+    "user",
 ];
 
 #[cfg(test)]
@@ -172,9 +229,16 @@ mod tests {
     #[test]
     fn rules_refuse_what_is_guessed_first() {
         let names = ["佐藤花子", "p104217", "Aoba"];
-        for bad in
-            ["Aa1!", "alllowercase", "Password123!", "佐藤花子Aa1!x", "xP104217-x", "aobaA1!aoba", "aA1!aA1!", "Kango2026!"]
-        {
+        for bad in [
+            "Aa1!",
+            "alllowercase",
+            "Password123!",
+            "佐藤花子Aa1!x",
+            "xP104217-x",
+            "aobaA1!aoba",
+            "aA1!aA1!",
+            "Kango2026!",
+        ] {
             let refused = check_rules(bad, 8, &names).is_err();
             // "aA1!aA1!" has four distinct lower-cased characters at most.
             assert!(refused, "{bad} was taken");

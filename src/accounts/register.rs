@@ -115,7 +115,12 @@ pub async fn add_facility(batch: &mut Batch, name: &str, kind: &str, acting: &st
 
 /// Issues an ID: account, initial password, one-time code, and their two sheets; a facility ID is in the announcement
 /// room at once.
-pub async fn issue(batch: &mut Batch, city_user: &UserId, new: NewAccount, prepared: Prepared) -> Result<Issued> {
+pub async fn issue(
+    batch: &mut Batch,
+    city_user: &UserId,
+    new: NewAccount,
+    prepared: Prepared,
+) -> Result<Issued> {
     let now = batch.now;
     let facility = store::accounts::facility(batch.reading(), new.facility)
         .await?
@@ -136,7 +141,8 @@ pub async fn issue(batch: &mut Batch, city_user: &UserId, new: NewAccount, prepa
         _ => return Err(invalid("kind is \"facility\" or \"personal\".")),
     };
     let conn = batch.sql().await?;
-    let number = store::meta::next_number(conn, if prefix == "f" { "facility_id" } else { "person" }, first).await?;
+    let number =
+        store::meta::next_number(conn, if prefix == "f" { "facility_id" } else { "person" }, first).await?;
     let login_id = format!("{prefix}{number:04}");
     let user_id = UserId::parse_with_server_name(login_id.as_str(), batch.server_name())?;
     let account = Account {
@@ -197,7 +203,14 @@ pub async fn add_code(
         spent_at: None,
     };
     store::accounts::insert_code(batch.sql().await?, &row).await?;
-    sheets::write(batch, letterhead, display_name, user_id.localpart(), Secret::Code(&code, expires_at, further)).await
+    sheets::write(
+        batch,
+        letterhead,
+        display_name,
+        user_id.localpart(),
+        Secret::Code(&code, expires_at, further),
+    )
+    .await
 }
 
 /// Whether someone is an active member of city staff.
@@ -258,9 +271,10 @@ pub async fn first_start(server: &Arc<Server>) -> Result<Option<Issued>> {
                     acting: "server".to_owned(),
                 };
                 let issued = issue(batch, &city_user, new, prepared).await?;
-                for (kind, name, key) in
-                    [("control", "市の管理室", "control_room"), ("announcement", "市からのお知らせ", "announcement_room")]
-                {
+                for (kind, name, key) in [
+                    ("control", "市の管理室", "control_room"),
+                    ("announcement", "市からのお知らせ", "announcement_room"),
+                ] {
                     let opening = city::Opening {
                         kind: kind.to_owned(),
                         name: name.to_owned(),

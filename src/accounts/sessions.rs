@@ -55,11 +55,9 @@ impl Sessions {
     pub async fn load(db: &Db) -> Result<Self> {
         let mut conn = db.read().await?;
         let all = Self::default();
-        for session in store::all!(
-            &mut conn,
-            Session,
-            "SELECT token_hash, user_id, device_id, terminal FROM sessions"
-        )? {
+        for session in
+            store::all!(&mut conn, Session, "SELECT token_hash, user_id, device_id, terminal FROM sessions")?
+        {
             all.insert(&session)?;
         }
         Ok(all)

@@ -82,7 +82,9 @@ impl Terminals {
             state.facilities.insert(terminal.id, terminal.facility);
         }
         for certificate in store::accounts::certificates(&mut conn).await? {
-            state.certificates.insert(certificate.serial, (certificate.terminal, certificate.revoked_at.is_some()));
+            state
+                .certificates
+                .insert(certificate.serial, (certificate.terminal, certificate.revoked_at.is_some()));
         }
         Ok(Self { state: RwLock::new(state), connections: tls::Connections::default() })
     }
@@ -193,7 +195,9 @@ pub async fn revoke(
     by: &str,
 ) -> Result<usize> {
     let now = batch.now;
-    store::accounts::terminal(batch.reading(), terminal).await?.ok_or_else(|| not_found("No such terminal."))?;
+    store::accounts::terminal(batch.reading(), terminal)
+        .await?
+        .ok_or_else(|| not_found("No such terminal."))?;
     let ended = sessions::end_of_terminal(batch, sessions, terminal).await?;
     let serials = store::accounts::revoke_certificates(batch.sql().await?, terminal, reason, now).await?;
     batch.audit(audit::Entry {
@@ -230,7 +234,8 @@ pub async fn belongs(conn: &mut store::Conn, user_id: &UserId, facility: i64) ->
 
 /// A time in milliseconds as the `time` crate has it.
 pub fn at(ms: i64) -> time::OffsetDateTime {
-    time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+    time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {

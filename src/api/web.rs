@@ -36,7 +36,9 @@ pub fn routes(routes: Routes, config: &Config) -> Result<Routes> {
         return Err(Error::internal(format!("web.client_dir: {} has no index.html", folder.display())));
     }
     Ok(routes
-        .at(http::Method::GET, SCRIPT_PATH, |_, _| async { Ok(content("text/javascript; charset=utf-8", SCRIPT.into(), false)) })
+        .at(http::Method::GET, SCRIPT_PATH, |_, _| async {
+            Ok(content("text/javascript; charset=utf-8", SCRIPT.into(), false))
+        })
         .at(http::Method::GET, "/config.json", client_config)
         .at(http::Method::GET, "/", |server, _| async move { file(&server, "index.html").await })
         .at(http::Method::GET, "/{*path}", |server, call| async move {
@@ -159,7 +161,10 @@ mod tests {
         let client = folder.join("client");
         assert!(inside(&client, "index.html").is_some());
         for bad in ["../secret", "/etc/passwd", "a/../../secret", "link", "./index.html/../../secret", ""] {
-            assert!(inside(&client, bad).is_none_or(|found| found == client.canonicalize().unwrap()), "{bad}");
+            assert!(
+                inside(&client, bad).is_none_or(|found| found == client.canonicalize().unwrap()),
+                "{bad}"
+            );
         }
         std::fs::remove_dir_all(folder).unwrap();
     }

@@ -22,7 +22,8 @@ pub fn routes(routes: Routes) -> Routes {
 }
 
 async fn client(server: Arc<Server>, _: Call) -> Result<Answer> {
-    let mut answer = json!({"m.homeserver": {"base_url": server.config.server.public_url.trim_end_matches('/')}});
+    let mut answer =
+        json!({"m.homeserver": {"base_url": server.config.server.public_url.trim_end_matches('/')}});
     if server.config.policy.encryption == Encryption::Forbidden {
         // Keeps Element from asking people to set up or confirm keys.
         answer["io.element.e2ee"] =
@@ -32,9 +33,11 @@ async fn client(server: Arc<Server>, _: Call) -> Result<Answer> {
 }
 
 async fn health(server: Arc<Server>, _: Call) -> Result<Answer> {
-    let mut answer = json!({"status": "ok", "position": server.live.position(), "waiting": server.committer.waiting()});
+    let mut answer =
+        json!({"status": "ok", "position": server.live.position(), "waiting": server.committer.waiting()});
     if server.config.policy.open_profile {
-        answer["warning"] = "OPEN PROFILE: anybody may register and no certificate is asked for. For tests only.".into();
+        answer["warning"] =
+            "OPEN PROFILE: anybody may register and no certificate is asked for. For tests only.".into();
     }
     Ok(answer.into())
 }

@@ -84,8 +84,7 @@ fn back_off(failures: u32) -> Duration {
 
 /// Sends what is frozen, or freezes what is new. False where there is nothing to do.
 async fn step(server: &Arc<Server>, appservice: &Arc<Appservice>, url: &str) -> Result<bool> {
-    let frozen =
-        store::appservices::transaction(&mut server.db.read().await?, &appservice.id).await?;
+    let frozen = store::appservices::transaction(&mut server.db.read().await?, &appservice.id).await?;
     if let Some((txn_id, body, upto)) = frozen {
         send(server, appservice, url, &txn_id, body).await?;
         let id = appservice.id.clone();
@@ -155,7 +154,9 @@ async fn freeze(server: &Arc<Server>, appservice: &Arc<Appservice>) -> Result<bo
     let txn_id = format!("{}-{upto}", server.epoch);
     server
         .commit(Hint::default(), move |batch| {
-            Box::pin(async move { store::appservices::freeze(batch.sql().await?, &id, &txn_id, &body, upto).await })
+            Box::pin(async move {
+                store::appservices::freeze(batch.sql().await?, &id, &txn_id, &body, upto).await
+            })
         })
         .await?;
     Ok(true)

@@ -103,10 +103,12 @@ pub struct Appservices {
 impl Appservices {
     /// Reads the registrations named in the config, and makes the city bot's at the first start.
     pub fn load(config: &Config, keys: &Path, server_name: &ServerName) -> Result<Self> {
-        let mut list = vec![Arc::new(Appservice::new(city_registration(config, keys, server_name)?, server_name)?)];
+        let mut list =
+            vec![Arc::new(Appservice::new(city_registration(config, keys, server_name)?, server_name)?)];
         for (name, path) in &config.appservices {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| Error::internal(format!("appservices.{name}: {}: {error}", path.display())))?;
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                Error::internal(format!("appservices.{name}: {}: {error}", path.display()))
+            })?;
             let registration: Registration = serde_json::from_str(&text).map_err(|error| {
                 Error::internal(format!(
                     "appservices.{name}: {}: {error} (a registration file is JSON, which is YAML too)",
@@ -117,9 +119,14 @@ impl Appservices {
         }
         for (i, one) in list.iter().enumerate() {
             if list[..i].iter().any(|other| {
-                other.id == one.id || other.registration.as_token == one.registration.as_token || other.sender == one.sender
+                other.id == one.id
+                    || other.registration.as_token == one.registration.as_token
+                    || other.sender == one.sender
             }) {
-                return Err(Error::internal(format!("two appservices share id, as_token or sender_localpart: {}", one.id)));
+                return Err(Error::internal(format!(
+                    "two appservices share id, as_token or sender_localpart: {}",
+                    one.id
+                )));
             }
         }
         let client = reqwest::Client::builder()

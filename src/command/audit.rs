@@ -61,7 +61,8 @@ async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
     if let Some(number) = room {
         let found = store::rooms::city_rooms(&mut conn).await?;
         let row = found.into_iter().find(|row| row.room_number == Some(number));
-        room_id = Some(row.ok_or_else(|| Error::internal(format!("部屋番号{number}の部屋はありません")))?.room_id);
+        room_id =
+            Some(row.ok_or_else(|| Error::internal(format!("部屋番号{number}の部屋はありません")))?.room_id);
     }
     let rows = match &room_id {
         Some(room_id) => store::audit::of_room(&mut conn, room_id.as_str(), limit).await?,
@@ -72,7 +73,8 @@ async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
     };
     for row in rows {
         let entry: Entry = serde_json::from_str(&row.entry)?;
-        let at = time::OffsetDateTime::from_unix_timestamp(entry.at / 1000).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+        let at = time::OffsetDateTime::from_unix_timestamp(entry.at / 1000)
+            .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
         let japan = time::UtcOffset::from_hms(9, 0, 0).unwrap_or(time::UtcOffset::UTC);
         let at = at.to_offset(japan);
         println!(

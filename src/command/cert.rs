@@ -39,7 +39,10 @@ pub async fn run(config: &Config, cert: Cert) -> Result<()> {
     match cert {
         Cert::List => {
             let answer = call(config, Method::GET, "terminals", None).await?;
-            println!("{:<9}{:<10}{:<10}{:<12}{:<34}端末の名前", "端末", "事業所", "状態", "期限", "証明書番号");
+            println!(
+                "{:<9}{:<10}{:<10}{:<12}{:<34}端末の名前",
+                "端末", "事業所", "状態", "期限", "証明書番号"
+            );
             for row in answer["terminals"].as_array().into_iter().flatten() {
                 let expires = row["expires"].as_i64().map(heya::audit::day_of).unwrap_or_default();
                 println!(
@@ -61,12 +64,14 @@ pub async fn run(config: &Config, cert: Cert) -> Result<()> {
             files(config, &answer["sheets"]);
         }
         Cert::Renew { terminal } => {
-            let answer = call(config, Method::POST, &format!("terminals/{terminal}/renew"), Some(json!({}))).await?;
+            let answer =
+                call(config, Method::POST, &format!("terminals/{terminal}/renew"), Some(json!({}))).await?;
             files(config, &answer["files"]);
         }
         Cert::Revoke { terminal, reason } => {
             let body = json!({"reason": reason});
-            let answer = call(config, Method::POST, &format!("terminals/{terminal}/revoke"), Some(body)).await?;
+            let answer =
+                call(config, Method::POST, &format!("terminals/{terminal}/revoke"), Some(body)).await?;
             println!("失効しました。終了したセッション: {}", answer["sessions"]);
         }
     }

@@ -87,7 +87,8 @@ pub fn peer(parts: &http::request::Parts) -> Result<Peer> {
 
 /// What the connection's certificate is worth now, where the policy asks for one.
 pub fn terminal(server: &Server, peer: &Peer) -> Result<Option<Known>> {
-    if server.config.policy.client_certificate == ClientCertificate::Off || peer.listener != Listener::Public {
+    if server.config.policy.client_certificate == ClientCertificate::Off || peer.listener != Listener::Public
+    {
         return Ok(None);
     }
     match server.terminals.standing(&peer.presented, server.now()) {
@@ -100,10 +101,18 @@ pub fn terminal(server: &Server, peer: &Peer) -> Result<Option<Known>> {
 pub fn certificate_refused(standing: Standing) -> Error {
     let message = match standing {
         Standing::Valid => "The certificate is valid.",
-        Standing::None => "This terminal showed no certificate: install the one that the city issued (電子証明書がありません).",
-        Standing::Expired => "This terminal's certificate has expired: ask the city desk to renew it (電子証明書の期限切れ).",
-        Standing::Revoked => "This terminal's certificate has been revoked: ask the city desk (電子証明書は失効しています).",
-        Standing::Unknown => "This certificate is not one of this service: choose the one that the city issued (電子証明書が違います).",
+        Standing::None => {
+            "This terminal showed no certificate: install the one that the city issued (電子証明書がありません)."
+        }
+        Standing::Expired => {
+            "This terminal's certificate has expired: ask the city desk to renew it (電子証明書の期限切れ)."
+        }
+        Standing::Revoked => {
+            "This terminal's certificate has been revoked: ask the city desk (電子証明書は失効しています)."
+        }
+        Standing::Unknown => {
+            "This certificate is not one of this service: choose the one that the city issued (電子証明書が違います)."
+        }
     };
     forbidden(message).with("jp.heya.certificate", standing.word())
 }
@@ -112,8 +121,9 @@ pub fn certificate_refused(standing: Standing) -> Error {
 pub async fn requester(server: &Arc<Server>, parts: &http::request::Parts) -> Result<Requester> {
     let peer = peer(parts)?;
     let terminal = terminal(server, &peer)?;
-    let token = bearer(&parts.headers)
-        .ok_or_else(|| refuse(Code::MissingToken, "An access token is needed in the Authorization header."))?;
+    let token = bearer(&parts.headers).ok_or_else(|| {
+        refuse(Code::MissingToken, "An access token is needed in the Authorization header.")
+    })?;
     match peer.listener {
         Listener::Internal => appservice(server, parts, token, &peer),
         Listener::Enrol => Err(refuse(Code::Unrecognized, "This address is for enrolment only.")),
@@ -122,10 +132,9 @@ pub async fn requester(server: &Arc<Server>, parts: &http::request::Parts) -> Re
 }
 
 fn session(server: &Arc<Server>, token: &str, terminal: Option<Known>, peer: &Peer) -> Result<Requester> {
-    let session = server
-        .sessions
-        .of_token(token)
-        .ok_or_else(|| refuse(Code::UnknownToken { soft_logout: false }, "This session has ended: please log in."))?;
+    let session = server.sessions.of_token(token).ok_or_else(|| {
+        refuse(Code::UnknownToken { soft_logout: false }, "This session has ended: please log in.")
+    })?;
     // The `connection` binding: the token is worth nothing on another terminal (C4).
     if session.terminal.is_some() && session.terminal != terminal.as_ref().map(|known| known.terminal) {
         return Err(refuse(
@@ -149,11 +158,15 @@ fn session(server: &Arc<Server>, token: &str, terminal: Option<Known>, peer: &Pe
 }
 
 /// An appservice, on the internal listener: as its own user, or as one of its namespace (`?user_id=`).
-fn appservice(server: &Arc<Server>, parts: &http::request::Parts, token: &str, peer: &Peer) -> Result<Requester> {
-    let appservice = server
-        .appservices
-        .of_token(token)
-        .ok_or_else(|| refuse(Code::UnknownToken { soft_logout: false }, "This token is not an appservice's."))?;
+fn appservice(
+    server: &Arc<Server>,
+    parts: &http::request::Parts,
+    token: &str,
+    peer: &Peer,
+) -> Result<Requester> {
+    let appservice = server.appservices.of_token(token).ok_or_else(|| {
+        refuse(Code::UnknownToken { soft_logout: false }, "This token is not an appservice's.")
+    })?;
     let query = super::route::form(parts.uri.query().unwrap_or_default());
     let field = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let user_id = match field("user_id") {

@@ -28,7 +28,9 @@ fn refusal(error: &serde_json::Error) -> Error {
                 refuse(Code::NotJson, "The body is not valid JSON.")
             }
         }
-        Category::Data => refuse(Code::BadJson, "The JSON has a duplicate key, a NUL character or a bad number."),
+        Category::Data => {
+            refuse(Code::BadJson, "The JSON has a duplicate key, a NUL character or a bad number.")
+        }
     }
 }
 

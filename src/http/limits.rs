@@ -1,10 +1,6 @@
 //! How many requests one session, and one address before login, may make.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::atomic::Ordering,
-};
+use std::{collections::HashMap, net::IpAddr, sync::atomic::Ordering};
 
 use crate::{
     accounts::sessions::LiveSession,
@@ -31,7 +27,8 @@ impl Limiter {
         let burst = i64::from(limits.requests_burst) * 1000;
         let before = session.counted_at.swap(now, Ordering::Relaxed);
         let gained = (now - before).clamp(0, 3_600_000) * i64::from(limits.requests_per_second);
-        let left = session.allowance.load(Ordering::Relaxed).min(burst).saturating_add(gained).min(burst) - 1000;
+        let left =
+            session.allowance.load(Ordering::Relaxed).min(burst).saturating_add(gained).min(burst) - 1000;
         if left < 0 {
             session.allowance.store(left + 1000, Ordering::Relaxed);
             return Err(too_many(1_000));

@@ -59,13 +59,17 @@ pub struct Serving {
 pub type Refuse = fn(&Server, Standing) -> Response;
 
 /// Puts the layers that every request goes through around the routes.
-pub fn router(server: &Arc<Server>, routes: Routes, kind: Listener, hosts: Vec<String>, page: Refuse) -> Router {
+pub fn router(
+    server: &Arc<Server>,
+    routes: Routes,
+    kind: Listener,
+    hosts: Vec<String>,
+    page: Refuse,
+) -> Router {
     let guard = Arc::new(Guard { server: Arc::clone(server), kind, hosts, page });
     routes
         .into_router()
-        .fallback(|| async {
-            reply::error(refuse(Code::Unrecognized, "There is no such endpoint here."))
-        })
+        .fallback(|| async { reply::error(refuse(Code::Unrecognized, "There is no such endpoint here.")) })
         .method_not_allowed_fallback(|| async {
             reply::error(refuse(Code::MethodNotAllowed, "This path takes another method."))
         })
@@ -80,15 +84,14 @@ struct Compressible;
 
 impl tower_http::compression::predicate::Predicate for Compressible {
     fn should_compress<B: hyper::body::Body>(&self, response: &http::Response<B>) -> bool {
-        let text = response
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .and_then(|kind| kind.to_str().ok())
-            .is_some_and(|kind| {
-                ["application/json", "text/", "application/javascript", "application/wasm", "image/svg"]
-                    .iter()
-                    .any(|start| kind.starts_with(start))
-            });
+        let text =
+            response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).is_some_and(
+                |kind| {
+                    ["application/json", "text/", "application/javascript", "application/wasm", "image/svg"]
+                        .iter()
+                        .any(|start| kind.starts_with(start))
+                },
+            );
         let media = response.headers().contains_key(header::CONTENT_DISPOSITION)
             || response.headers().contains_key(header::CONTENT_RANGE);
         text && !media && response.body().size_hint().exact().is_none_or(|bytes| bytes >= 1_024)
@@ -114,7 +117,8 @@ async fn pass(
     next: Next,
 ) -> Response {
     let begun = tokio::time::Instant::now();
-    let template = request.extensions().get::<axum::extract::MatchedPath>().map(|path| path.as_str().to_owned());
+    let template =
+        request.extensions().get::<axum::extract::MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
     let response = match check(&guard, &request) {
         Some(response) => response,
@@ -139,7 +143,10 @@ fn check(guard: &Guard, request: &Request) -> Option<Response> {
         .map(|authority| authority.as_str())
         .or_else(|| request.headers().get(header::HOST).and_then(|host| host.to_str().ok()));
     if !guard.hosts.is_empty() && !host.is_some_and(|host| guard.hosts.iter().any(|ours| ours == host)) {
-        return Some(reply::error(refuse(Code::MisdirectedRequest, "This server does not answer to that host.")));
+        return Some(reply::error(refuse(
+            Code::MisdirectedRequest,
+            "This server does not answer to that host.",
+        )));
     }
     if guard.kind != Listener::Public {
         return None;
@@ -149,7 +156,9 @@ fn check(guard: &Guard, request: &Request) -> Option<Response> {
         let presented = presented.unwrap_or_else(|| Arc::new(Presented::None));
         let (standing, _) = guard.server.terminals.standing(&presented, guard.server.now());
         if standing != Standing::Valid {
-            let api = path.starts_with("/_matrix/") || path.starts_with("/_heya/") || path.starts_with("/_synapse/");
+            let api = path.starts_with("/_matrix/")
+                || path.starts_with("/_heya/")
+                || path.starts_with("/_synapse/");
             return Some(if api {
                 reply::error(caller::certificate_refused(standing))
             } else {

@@ -15,7 +15,10 @@ use http::{Request, header};
 use http_body_util::BodyExt as _;
 use ruma::api::{
     IncomingRequest, IncomingRequestExt as _, OutgoingResponseExt as _,
-    auth_scheme::{AccessToken, AccessTokenOptional, AppserviceToken, AppserviceTokenOptional, NoAccessToken, NoAuthentication},
+    auth_scheme::{
+        AccessToken, AccessTokenOptional, AppserviceToken, AppserviceTokenOptional, NoAccessToken,
+        NoAuthentication,
+    },
     error::{DeserializationError, FromHttpRequestError},
     path_builder::PathBuilder as _,
 };
@@ -172,7 +175,12 @@ impl Routes {
                     async move {
                         let (parts, body) = request.into_parts();
                         let args = params.iter().map(|(_, value)| value.to_owned()).collect();
-                        let call = Call { parts, args, template: path, unread: crate::rooms::live::parking::Mutex::new(Some(body)) };
+                        let call = Call {
+                            parts,
+                            args,
+                            template: path,
+                            unread: crate::rooms::live::parking::Mutex::new(Some(body)),
+                        };
                         match handler(server, call).await {
                             Ok(Answer::Json(text)) => reply::json(http::StatusCode::OK, text),
                             Ok(Answer::Response(response)) => response,
@@ -238,8 +246,9 @@ impl Call {
     pub async fn json<T: serde::de::DeserializeOwned>(self, server: &Server) -> Result<(Self, T)> {
         let (call, body) = self.body(server).await?;
         let body = if body.is_empty() { Bytes::from_static(b"{}") } else { body };
-        let value = serde_json::from_slice(&body)
-            .map_err(|error| refuse(Code::BadJson, format!("The JSON is not what this call takes: {}.", shape(&error))))?;
+        let value = serde_json::from_slice(&body).map_err(|error| {
+            refuse(Code::BadJson, format!("The JSON is not what this call takes: {}.", shape(&error)))
+        })?;
         Ok((call, value))
     }
 }
@@ -286,7 +295,9 @@ fn decode<R: IncomingRequest>(call: &Call, body: &Bytes) -> Result<R> {
                 invalid("A parameter of the query has a value that is not allowed.")
             }
         }
-        FromHttpRequestError::MethodMismatch { .. } => refuse(Code::MethodNotAllowed, "This path takes another method."),
+        FromHttpRequestError::MethodMismatch { .. } => {
+            refuse(Code::MethodNotAllowed, "This path takes another method.")
+        }
         _ => invalid("A part of the path or a header has a value that is not allowed."),
     })
 }

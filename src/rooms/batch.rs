@@ -10,9 +10,7 @@ use ruma::{
     RoomVersionId, UserId,
     events::{StateEventType, TimelineEventType},
     room_version_rules::RoomVersionRules,
-    state_res::{
-        auth_types_for_event, check_state_dependent_auth_rules, check_state_independent_auth_rules,
-    },
+    state_res::{auth_types_for_event, check_state_dependent_auth_rules, check_state_independent_auth_rules},
 };
 
 use super::{
@@ -330,8 +328,7 @@ impl Batch {
                 auth_events: Vec::new(),
             };
             let event = draft.sign(&self.signer, &rules, position)?;
-            if !self.rooms.contains_key(&event.room_id)
-                && self.live.room_in_memory(&event.room_id).is_none()
+            if !self.rooms.contains_key(&event.room_id) && self.live.room_in_memory(&event.room_id).is_none()
             {
                 break event;
             }
@@ -355,8 +352,10 @@ impl Batch {
             created_at: self.now,
         };
         self.undo.push((room_id.clone(), None));
-        self.rooms
-            .insert(room_id.clone(), RoomDraft { row, state: RoomState::default(), fresh: true, changed: true });
+        self.rooms.insert(
+            room_id.clone(),
+            RoomDraft { row, state: RoomState::default(), fresh: true, changed: true },
+        );
         self.place(event, None)?;
         Ok(room_id)
     }
@@ -534,7 +533,9 @@ impl Batch {
         if self.policy.encryption == Encryption::Forbidden
             && (kind == "m.room.encryption" || kind == "m.room.encrypted")
         {
-            return Err(forbidden("Encryption between users is switched off on this server (部屋の暗号化はできません)."));
+            return Err(forbidden(
+                "Encryption between users is switched off on this server (部屋の暗号化はできません).",
+            ));
         }
         Ok(())
     }
@@ -553,8 +554,7 @@ impl Batch {
             let room = self.room(&target.room_id).await?;
             rules_of(&room.row.version)?
         };
-        let CanonicalJsonValue::Object(mut object) =
-            serde_json::from_str::<CanonicalJsonValue>(&target.pdu)?
+        let CanonicalJsonValue::Object(mut object) = serde_json::from_str::<CanonicalJsonValue>(&target.pdu)?
         else {
             return Err(Error::internal("a stored event is not an object"));
         };
@@ -846,8 +846,10 @@ fn check_status(room: &RoomDraft, intent: &Intent<'_>) -> Result<()> {
     if leaves {
         return Ok(());
     }
-    Err(forbidden("This room has been closed: it can be read, and nothing can be added (この部屋は終了しました).")
-        .with("jp.heya.room", room.row.status.clone()))
+    Err(forbidden(
+        "This room has been closed: it can be read, and nothing can be added (この部屋は終了しました).",
+    )
+    .with("jp.heya.room", room.row.status.clone()))
 }
 
 /// A repeated state event is answered only to someone who could have sent it.

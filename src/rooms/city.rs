@@ -91,7 +91,12 @@ pub async fn open(batch: &mut Batch, city: &UserId, opening: Opening) -> Result<
 }
 
 /// Posts a notice as the city.
-pub async fn say(batch: &mut Batch, city: &UserId, room_id: &RoomId, text: &str) -> Result<ruma::OwnedEventId> {
+pub async fn say(
+    batch: &mut Batch,
+    city: &UserId,
+    room_id: &RoomId,
+    text: &str,
+) -> Result<ruma::OwnedEventId> {
     let content = json!({"msgtype": "m.text", "body": text, "m.mentions": {}});
     Ok(batch.append(Intent::message(room_id, city, "m.room.message", content)?).await?.event_id.clone())
 }

@@ -6,7 +6,11 @@ use std::{pin::Pin, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{batch::{Batch, Effects}, live::Live, pdu::Signer};
+use super::{
+    batch::{Batch, Effects},
+    live::Live,
+    pdu::Signer,
+};
 use crate::{
     audit::Chain,
     clock::Clock,
@@ -24,7 +28,9 @@ const QUEUE_MAX: usize = 4_096;
 pub type UnitFuture<'b, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'b>>;
 
 type Answer = Box<dyn FnOnce(Option<Error>) + Send>;
-type Work = Box<dyn for<'b> FnOnce(&'b mut Batch) -> Pin<Box<dyn Future<Output = (bool, Answer)> + Send + 'b>> + Send>;
+type Work = Box<
+    dyn for<'b> FnOnce(&'b mut Batch) -> Pin<Box<dyn Future<Output = (bool, Answer)> + Send + 'b>> + Send,
+>;
 
 /// What a unit is about, so that a batch can read ahead for all of its units at once.
 #[derive(Clone, Debug, Default)]

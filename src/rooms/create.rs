@@ -52,7 +52,10 @@ pub fn check_policy(batch: &Batch, room: &NewRoom, city_user: &UserId) -> Result
     };
     let [other] = room.invite.as_slice() else { return Err(city_makes()) };
     let alone = room.preset != "public_chat"
-        && room.initial_state.iter().all(|(kind, _, _)| kind != "m.room.join_rules" && kind != "m.room.member");
+        && room
+            .initial_state
+            .iter()
+            .all(|(kind, _, _)| kind != "m.room.join_rules" && kind != "m.room.member");
     let together = *other == *city_user || batch.live.share_a_room(&room.creator, other);
     if !batch.policy.direct_rooms || !alone || !together || *other == room.creator {
         return Err(city_makes());
@@ -79,9 +82,7 @@ pub async fn create(batch: &mut Batch, room: NewRoom) -> Result<OwnedRoomId> {
     let creator = &*room.creator;
     let profile = member::profile(batch, creator).await?;
     let state = |kind: &str, key: &str, content: Value| Intent::state(&room_id, creator, kind, key, content);
-    batch
-        .append(state("m.room.member", creator.as_str(), member::content("join", &profile, None))?)
-        .await?;
+    batch.append(state("m.room.member", creator.as_str(), member::content("join", &profile, None))?).await?;
     let mut users = serde_json::Map::new();
     if !privileged {
         users.insert(creator.to_string(), 100.into());
@@ -122,7 +123,9 @@ pub async fn create(batch: &mut Batch, room: NewRoom) -> Result<OwnedRoomId> {
     }
     for (kind, key, content) in &room.initial_state {
         if batch.policy.encryption == Encryption::Forbidden && kind == "m.room.encryption" {
-            return Err(forbidden("Encryption between users is switched off on this server (部屋の暗号化はできません)."));
+            return Err(forbidden(
+                "Encryption between users is switched off on this server (部屋の暗号化はできません).",
+            ));
         }
         if kind == "m.room.create" || kind == "m.room.member" {
             return Err(invalid("initial_state cannot hold m.room.create or m.room.member."));

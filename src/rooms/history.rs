@@ -67,7 +67,9 @@ pub async fn sight(server: &Server, user_id: &UserId, room_id: &RoomId) -> Resul
             let from = visible_from(server, &room, user_id, room_id).await?;
             Ok((room, Sight::Member { from }))
         }
-        "leave" | "ban" if server.config.policy.former_members_read == "until_leave" && !membership.forgotten => {
+        "leave" | "ban"
+            if server.config.policy.former_members_read == "until_leave" && !membership.forgotten =>
+        {
             let room = server.live.room(&server.db, room_id).await?;
             let from = visible_from(server, &room, user_id, room_id).await?;
             Ok((room, Sight::Former { from, upto: membership.changed_at }))
@@ -93,10 +95,7 @@ async fn visible_from(server: &Server, room: &LiveRoom, user_id: &UserId, room_i
         let strict_until = past
             .windows(2)
             .filter(|pair| {
-                matches!(
-                    pair[0].content_str("history_visibility").as_deref(),
-                    Some("joined" | "invited")
-                )
+                matches!(pair[0].content_str("history_visibility").as_deref(), Some("joined" | "invited"))
             })
             .map(|pair| pair[1].position)
             .max();

@@ -49,7 +49,12 @@ pub async fn invite(
 }
 
 /// Invites someone to a direct room.
-pub async fn invite_direct(batch: &mut Batch, room_id: &RoomId, sender: &UserId, target: &UserId) -> Result<()> {
+pub async fn invite_direct(
+    batch: &mut Batch,
+    room_id: &RoomId,
+    sender: &UserId,
+    target: &UserId,
+) -> Result<()> {
     invite_with(batch, room_id, sender, target, None, true).await
 }
 
@@ -91,18 +96,30 @@ pub async fn join(
 ) -> Result<Arc<Event>> {
     let present = batch.room(room_id).await?.state.membership(user_id);
     if present == MembershipState::Join
-        && let Some(event) = batch.room(room_id).await?.state.event(&StateEventType::RoomMember, user_id.as_str())
+        && let Some(event) =
+            batch.room(room_id).await?.state.event(&StateEventType::RoomMember, user_id.as_str())
     {
         return Ok(Arc::clone(event));
     }
     let profile = profile(batch, user_id).await?;
     batch
-        .append(Intent::state(room_id, user_id, "m.room.member", user_id.as_str(), content("join", &profile, reason))?)
+        .append(Intent::state(
+            room_id,
+            user_id,
+            "m.room.member",
+            user_id.as_str(),
+            content("join", &profile, reason),
+        )?)
         .await
 }
 
 /// Leaves a room, or turns an invitation down.
-pub async fn leave(batch: &mut Batch, room_id: &RoomId, user_id: &UserId, reason: Option<&str>) -> Result<()> {
+pub async fn leave(
+    batch: &mut Batch,
+    room_id: &RoomId,
+    user_id: &UserId,
+    reason: Option<&str>,
+) -> Result<()> {
     match batch.room(room_id).await?.state.membership(user_id) {
         MembershipState::Leave => return Ok(()),
         MembershipState::Ban => return Err(forbidden("You are banned from this room.")),
@@ -125,8 +142,13 @@ pub async fn kick(
         MembershipState::Join | MembershipState::Invite | MembershipState::Knock => {}
         _ => return Err(forbidden("This person is not in the room.")),
     }
-    let mut intent =
-        Intent::state(room_id, sender, "m.room.member", target.as_str(), content("leave", &Profile::default(), reason))?;
+    let mut intent = Intent::state(
+        room_id,
+        sender,
+        "m.room.member",
+        target.as_str(),
+        content("leave", &Profile::default(), reason),
+    )?;
     // Removal by the city is possible in a closed room too.
     intent.through_closed = sender.localpart() == "city" && sender.server_name() == batch.server_name();
     batch.append(intent).await?;

@@ -155,10 +155,8 @@ impl Draft<'_> {
         {
             return Err(too_large_or(error));
         }
-        let event_id = OwnedEventId::try_from(format!(
-            "${}",
-            reference_hash(&object, rules).map_err(too_large_or)?
-        ))?;
+        let event_id =
+            OwnedEventId::try_from(format!("${}", reference_hash(&object, rules).map_err(too_large_or)?))?;
         ruma::state_res::check_pdu_format(&object, &rules.event_format).map_err(|_| too_large())?;
         let pdu = serde_json::to_string(&object)?;
         if pdu.len() > EVENT_BYTES_MAX {

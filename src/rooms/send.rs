@@ -174,7 +174,11 @@ pub fn power(room: &super::batch::RoomDraft, user_id: &UserId) -> Result<i64> {
 }
 
 /// As [`power`], on a state.
-pub fn power_in(version: &ruma::RoomVersionId, state: &super::state::RoomState, user_id: &UserId) -> Result<i64> {
+pub fn power_in(
+    version: &ruma::RoomVersionId,
+    state: &super::state::RoomState,
+    user_id: &UserId,
+) -> Result<i64> {
     let rules = super::batch::rules_of(version)?;
     let create = state.event(&StateEventType::RoomCreate, "");
     let is_creator = create.is_some_and(|create| {
@@ -276,7 +280,9 @@ pub fn txn_key(user_id: &UserId, device_id: Option<&str>, scope: String, txn_id:
 
 /// An event id as it may come in a path.
 pub fn event_id(text: &str) -> Result<OwnedEventId> {
-    <&EventId>::try_from(text).map(ToOwned::to_owned).map_err(|_| crate::error::invalid("That is no event id."))
+    <&EventId>::try_from(text)
+        .map(ToOwned::to_owned)
+        .map_err(|_| crate::error::invalid("That is no event id."))
 }
 
 /// Refuses account data that would bring key screens back where encryption is forbidden (STACK, DESIGN 13).

@@ -115,7 +115,9 @@ pub async fn account(conn: &mut Conn, user_id: &str) -> Result<Option<Account>> 
 }
 
 /// All accounts of people and facilities with their search keys; the register is small (hundreds of facilities).
-pub async fn register(conn: &mut Conn) -> Result<Vec<(String, String, Option<i64>, String, String, Option<String>, String, String)>> {
+pub async fn register(
+    conn: &mut Conn,
+) -> Result<Vec<(String, String, Option<i64>, String, String, Option<String>, String, String)>> {
     all!(
         conn,
         (String, String, Option<i64>, String, String, Option<String>, String, String),
@@ -335,7 +337,11 @@ pub async fn terminal(conn: &mut Conn, id: i64) -> Result<Option<Terminal>> {
 
 /// All terminals.
 pub async fn terminals(conn: &mut Conn) -> Result<Vec<Terminal>> {
-    all!(conn, Terminal, "SELECT id, facility, label, ownership, enrolled_by, last_seen FROM terminals ORDER BY id")
+    all!(
+        conn,
+        Terminal,
+        "SELECT id, facility, label, ownership, enrolled_by, last_seen FROM terminals ORDER BY id"
+    )
 }
 
 /// The terminals that an account enrolled or has a session on.
@@ -396,7 +402,12 @@ pub async fn certificates_of(conn: &mut Conn, terminal: i64) -> Result<Vec<Certi
 }
 
 /// Revokes the certificates of a terminal and returns their serial numbers.
-pub async fn revoke_certificates(conn: &mut Conn, terminal: i64, reason: &str, now: i64) -> Result<Vec<String>> {
+pub async fn revoke_certificates(
+    conn: &mut Conn,
+    terminal: i64,
+    reason: &str,
+    now: i64,
+) -> Result<Vec<String>> {
     Ok(all!(
         conn,
         (String,),
@@ -553,7 +564,13 @@ pub async fn addresses(conn: &mut Conn, user_id: &str) -> Result<Vec<(String, i6
 }
 
 /// Adds an address.
-pub async fn add_address(conn: &mut Conn, user_id: &str, address: &str, validated_at: i64, now: i64) -> Result<()> {
+pub async fn add_address(
+    conn: &mut Conn,
+    user_id: &str,
+    address: &str,
+    validated_at: i64,
+    now: i64,
+) -> Result<()> {
     run!(
         conn,
         "INSERT INTO threepids (user_id, address, validated_at, added_at) VALUES ($1, $2, $3, $4) \

@@ -112,8 +112,7 @@ pub(crate) async fn insert(conn: &mut Conn, pending: &Pending) -> Result<()> {
         },
         ""
     );
-    let now_by_event: HashMap<&EventId, i64> =
-        pending.events.iter().map(|e| (&*e.event_id, e.ts)).collect();
+    let now_by_event: HashMap<&EventId, i64> = pending.events.iter().map(|e| (&*e.event_id, e.ts)).collect();
     insert_many!(
         conn,
         "INSERT INTO transactions (user_id, device_id, scope, txn_id, event_id, at) ",

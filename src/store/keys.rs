@@ -4,7 +4,13 @@ use super::{Conn, all, one, run};
 use crate::error::Result;
 
 /// Stores a device's keys.
-pub async fn put_device_keys(conn: &mut Conn, user_id: &str, device_id: &str, keys: &str, position: i64) -> Result<()> {
+pub async fn put_device_keys(
+    conn: &mut Conn,
+    user_id: &str,
+    device_id: &str,
+    keys: &str,
+    position: i64,
+) -> Result<()> {
     run!(
         conn,
         "INSERT INTO device_keys (user_id, device_id, keys, position) VALUES ($1, $2, $3, $4) \
@@ -66,7 +72,11 @@ pub async fn put_one_time_key(
 }
 
 /// How many one-time keys a device has, by algorithm.
-pub async fn one_time_key_counts(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<Vec<(String, i64)>> {
+pub async fn one_time_key_counts(
+    conn: &mut Conn,
+    user_id: &str,
+    device_id: &str,
+) -> Result<Vec<(String, i64)>> {
     all!(
         conn,
         (String, i64),
@@ -150,7 +160,13 @@ pub async fn unused_fallbacks(conn: &mut Conn, user_id: &str, device_id: &str) -
 }
 
 /// Queues a message to a device.
-pub async fn put_to_device(conn: &mut Conn, user_id: &str, device_id: &str, position: i64, event: &str) -> Result<()> {
+pub async fn put_to_device(
+    conn: &mut Conn,
+    user_id: &str,
+    device_id: &str,
+    position: i64,
+    event: &str,
+) -> Result<()> {
     run!(
         conn,
         "INSERT INTO to_device (user_id, device_id, position, event) VALUES ($1, $2, $3, $4)",
@@ -185,7 +201,12 @@ pub async fn to_device(
 }
 
 /// Drops the messages that a device has acknowledged by syncing past them.
-pub async fn acknowledge_to_device(conn: &mut Conn, user_id: &str, device_id: &str, upto: i64) -> Result<u64> {
+pub async fn acknowledge_to_device(
+    conn: &mut Conn,
+    user_id: &str,
+    device_id: &str,
+    upto: i64,
+) -> Result<u64> {
     run!(
         conn,
         "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2 AND position <= $3",

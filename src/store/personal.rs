@@ -46,7 +46,12 @@ pub async fn account_data_after(
 }
 
 /// One piece of account data.
-pub async fn account_data(conn: &mut Conn, user_id: &str, room_id: &str, kind: &str) -> Result<Option<String>> {
+pub async fn account_data(
+    conn: &mut Conn,
+    user_id: &str,
+    room_id: &str,
+    kind: &str,
+) -> Result<Option<String>> {
     Ok(one!(
         conn,
         (String,),
@@ -103,7 +108,13 @@ pub async fn devices(conn: &mut Conn, user_id: &str) -> Result<Vec<Device>> {
 }
 
 /// Makes a device or refreshes it.
-pub async fn put_device(conn: &mut Conn, user_id: &str, device_id: &str, name: Option<&str>, now: i64) -> Result<()> {
+pub async fn put_device(
+    conn: &mut Conn,
+    user_id: &str,
+    device_id: &str,
+    name: Option<&str>,
+    now: i64,
+) -> Result<()> {
     run!(
         conn,
         "INSERT INTO devices (user_id, device_id, display_name, last_seen, created_at) VALUES ($1, $2, $3, $4, $4) \
@@ -118,7 +129,12 @@ pub async fn put_device(conn: &mut Conn, user_id: &str, device_id: &str, name: O
 }
 
 /// Renames a device; false where there is none.
-pub async fn rename_device(conn: &mut Conn, user_id: &str, device_id: &str, name: Option<&str>) -> Result<bool> {
+pub async fn rename_device(
+    conn: &mut Conn,
+    user_id: &str,
+    device_id: &str,
+    name: Option<&str>,
+) -> Result<bool> {
     Ok(run!(
         conn,
         "UPDATE devices SET display_name = $3 WHERE user_id = $1 AND device_id = $2",

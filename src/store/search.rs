@@ -26,7 +26,13 @@ pub async fn remove(conn: &mut Conn, position: i64) -> Result<()> {
 }
 
 /// Positions in a room, newest first, of events that have all the terms.
-pub async fn find(conn: &mut Conn, room_id: &RoomId, terms: &[String], before: i64, limit: i64) -> Result<Vec<i64>> {
+pub async fn find(
+    conn: &mut Conn,
+    room_id: &RoomId,
+    terms: &[String],
+    before: i64,
+    limit: i64,
+) -> Result<Vec<i64>> {
     let mut rows: Vec<(i64,)> = Vec::new();
     super::on!(conn, c => {
         let mut query = sqlx::QueryBuilder::new("SELECT position FROM search_terms WHERE room_id = ");

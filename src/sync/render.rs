@@ -64,7 +64,11 @@ pub fn write_stripped(out: &mut String, event: &Event) {
 }
 
 /// Writes a JSON list by calling `each` for every item.
-pub fn write_list<T>(out: &mut String, items: impl IntoIterator<Item = T>, mut each: impl FnMut(&mut String, T)) {
+pub fn write_list<T>(
+    out: &mut String,
+    items: impl IntoIterator<Item = T>,
+    mut each: impl FnMut(&mut String, T),
+) {
     out.push('[');
     for (i, item) in items.into_iter().enumerate() {
         if i > 0 {

@@ -131,9 +131,9 @@ pub async fn write_joined(
     let limit = timeline_limit(wanted.filter);
     let sight = history::sight(server, user_id, room_id).await?.1;
     let chunk = if view.row.last_position > from {
-        let pick = |event: &Event| filter::passes(&wanted.filter.timeline, event) && sight.sees(event.position);
-        let mut chunk =
-            timeline(server, &room, room_id, (from, wanted.upto.position), limit, pick).await?;
+        let pick =
+            |event: &Event| filter::passes(&wanted.filter.timeline, event) && sight.sees(event.position);
+        let mut chunk = timeline(server, &room, room_id, (from, wanted.upto.position), limit, pick).await?;
         chunk.limited |= newly && wanted.since.position > 0;
         chunk
     } else {
@@ -145,11 +145,9 @@ pub async fn write_joined(
     let state = state_part(server, wanted, &view, &chunk, fresh).await?;
     let ephemeral = ephemeral(wanted, &room, fresh);
     let account_data = wanted.account_data.get(room_id.as_str());
-    let receipts_moved = room
-        .receipts
-        .read()
-        .values()
-        .any(|r| r.user_id == user_id && r.position > wanted.since.position && r.position <= wanted.upto.position);
+    let receipts_moved = room.receipts.read().values().any(|r| {
+        r.user_id == user_id && r.position > wanted.since.position && r.position <= wanted.upto.position
+    });
     if !fresh
         && !wanted.full_state
         && chunk.events.is_empty()
@@ -172,7 +170,11 @@ pub async fn write_joined(
         chunk.limited,
         room_token(start, &server.epoch)
     );
-    out.push_str(if wanted.state_after { ",\"state_after\":{\"events\":" } else { ",\"state\":{\"events\":" });
+    out.push_str(if wanted.state_after {
+        ",\"state_after\":{\"events\":"
+    } else {
+        ",\"state\":{\"events\":"
+    });
     write_list(out, &state, |out, event| write_event(out, event, Some(wanted.who), wanted.now, false));
     out.push_str("},\"ephemeral\":{\"events\":");
     write_list(out, &ephemeral, |out, event| out.push_str(event));
@@ -181,9 +183,8 @@ pub async fn write_joined(
         let _ = write!(out, "{{\"type\":{},\"content\":{content}}}", serde_json::Value::from(kind.as_str()));
     });
     out.push_str("},\"summary\":");
-    let members_changed = fresh
-        || chunk.limited
-        || chunk.events.iter().chain(&state).any(|event| event.membership.is_some());
+    let members_changed =
+        fresh || chunk.limited || chunk.events.iter().chain(&state).any(|event| event.membership.is_some());
     if members_changed {
         out.push_str(&summary(&view, user_id).to_string());
     } else {
@@ -222,7 +223,11 @@ async fn state_part(
     let known = if everything { 0 } else { wanted.since.position };
     let in_timeline: BTreeSet<&str> = chunk.events.iter().map(|event| event.event_id.as_str()).collect();
     let mut events: Vec<Arc<Event>> = if wanted.state_after {
-        view.state.events().filter(|e| e.position > known && e.position <= wanted.upto.position).cloned().collect()
+        view.state
+            .events()
+            .filter(|e| e.position > known && e.position <= wanted.upto.position)
+            .cloned()
+            .collect()
     } else {
         match chunk.events.first() {
             // Nothing of the state changed within the timeline: the present state is the one before it.
@@ -293,7 +298,8 @@ fn lazy_members_of(wanted: &Wanted<'_>, view: &RoomView, chunk: &Chunk) -> Vec<A
 fn ephemeral(wanted: &Wanted<'_>, room: &LiveRoom, fresh: bool) -> Vec<String> {
     let mut events = Vec::new();
     let since = if fresh { 0 } else { wanted.since.position };
-    let mut content: BTreeMap<String, BTreeMap<String, BTreeMap<String, serde_json::Value>>> = BTreeMap::new();
+    let mut content: BTreeMap<String, BTreeMap<String, BTreeMap<String, serde_json::Value>>> =
+        BTreeMap::new();
     for receipt in room.receipts.read().values() {
         let mine = receipt.user_id == wanted.who.user_id;
         if receipt.position <= since

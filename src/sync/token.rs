@@ -43,7 +43,9 @@ pub fn room_token(order: i64, epoch: &str) -> String {
 
 /// Reads a place in a room; a sync token will do as well.
 pub fn parse_room_token(text: &str, epoch: &str) -> Result<i64> {
-    let bad = || refuse(Code::InvalidParam, "This token is not one of this server's, or it is from before a restore.");
+    let bad = || {
+        refuse(Code::InvalidParam, "This token is not one of this server's, or it is from before a restore.")
+    };
     let parts: Vec<&str> = text.split('_').collect();
     match parts.as_slice() {
         ["r1", of, order] if *of == epoch => order.parse().map_err(|_| bad()),

@@ -124,8 +124,7 @@ async fn acknowledge(
         return Ok(());
     }
     let mut conn = server.db.read().await?;
-    let waiting =
-        store::keys::to_device(&mut conn, who.user_id.as_str(), device, 0, position, 1).await?;
+    let waiting = store::keys::to_device(&mut conn, who.user_id.as_str(), device, 0, position, 1).await?;
     drop(conn);
     if waiting.is_empty() {
         return Ok(());
@@ -134,7 +133,8 @@ async fn acknowledge(
     server
         .commit(crate::rooms::committer::Hint::default(), move |batch| {
             Box::pin(async move {
-                store::keys::acknowledge_to_device(batch.sql().await?, user_id.as_str(), &device, position).await?;
+                store::keys::acknowledge_to_device(batch.sql().await?, user_id.as_str(), &device, position)
+                    .await?;
                 Ok(())
             })
         })
@@ -203,7 +203,9 @@ async fn answer(
             upto.position = *last;
         }
     }
-    if since.position == 0 && !account_data.get("").is_some_and(|l| l.iter().any(|(k, _)| k == "m.push_rules")) {
+    if since.position == 0
+        && !account_data.get("").is_some_and(|l| l.iter().any(|(k, _)| k == "m.push_rules"))
+    {
         let rules = crate::push::rules::ruleset(server, &who.user_id).await?;
         let content = serde_json::json!({"global": crate::push::rules::global(&rules)?}).to_string();
         account_data.entry(String::new()).or_default().push(("m.push_rules".to_owned(), content));
@@ -241,8 +243,7 @@ async fn answer(
             }
             "leave" | "ban" if !membership.forgotten => {
                 let told = if since.position == 0 {
-                    definition.room.include_leave
-                        && server.config.policy.former_members_read == "until_leave"
+                    definition.room.include_leave && server.config.policy.former_members_read == "until_leave"
                 } else {
                     membership.changed_at > since.position
                 };
@@ -256,13 +257,15 @@ async fn answer(
     let mut out = format!("{{\"next_batch\":\"{}\"", upto.to_text(&server.epoch));
     let rooms = !join.is_empty() || !invite.is_empty() || !leave.is_empty();
     if rooms {
-        let _ = write!(out, ",\"rooms\":{{\"join\":{{{join}}},\"invite\":{{{invite}}},\"leave\":{{{leave}}}}}");
+        let _ =
+            write!(out, ",\"rooms\":{{\"join\":{{{join}}},\"invite\":{{{invite}}},\"leave\":{{{leave}}}}}");
     }
     let global = account_data.get("");
     if let Some(global) = global {
         out.push_str(",\"account_data\":{\"events\":");
         write_list(&mut out, global, |out, (kind, content)| {
-            let _ = write!(out, "{{\"type\":{},\"content\":{content}}}", serde_json::Value::from(kind.as_str()));
+            let _ =
+                write!(out, "{{\"type\":{},\"content\":{content}}}", serde_json::Value::from(kind.as_str()));
         });
         out.push('}');
     }
@@ -306,7 +309,12 @@ async fn write_key_counts(server: &Server, who: &Requester, out: &mut String) ->
     Ok(())
 }
 
-async fn write_invite(server: &Arc<Server>, who: &Requester, room_id: &RoomId, out: &mut String) -> Result<()> {
+async fn write_invite(
+    server: &Arc<Server>,
+    who: &Requester,
+    room_id: &RoomId,
+    out: &mut String,
+) -> Result<()> {
     let room = server.live.room(&server.db, room_id).await?;
     let view = room.current()?;
     let mut events = Vec::new();
@@ -326,7 +334,11 @@ async fn write_invite(server: &Arc<Server>, who: &Requester, room_id: &RoomId, o
         events.extend(view.state.event(&StateEventType::RoomMember, own.sender.as_str()).cloned());
         events.push(Arc::clone(own));
     }
-    let _ = write!(out, "{}\"{room_id}\":{{\"invite_state\":{{\"events\":", if out.is_empty() { "" } else { "," });
+    let _ = write!(
+        out,
+        "{}\"{room_id}\":{{\"invite_state\":{{\"events\":",
+        if out.is_empty() { "" } else { "," }
+    );
     write_list(out, &events, |out, event| write_stripped(out, event));
     out.push_str("}}");
     Ok(())
@@ -349,14 +361,14 @@ async fn write_left(
         let pick = |event: &crate::rooms::pdu::Event| {
             filter::passes(&wanted.filter.timeline, event) && sight.sees(event.position)
         };
-        events = room::timeline(server, &room, room_id, (wanted.since.position, upto), limit, pick).await?.events;
-    } else if let Some(event) =
-        crate::rooms::history::event_of(server, &room, &membership.event_id).await?
-    {
+        events =
+            room::timeline(server, &room, room_id, (wanted.since.position, upto), limit, pick).await?.events;
+    } else if let Some(event) = crate::rooms::history::event_of(server, &room, &membership.event_id).await? {
         events.push(event);
     }
     let start = events.first().map_or(wanted.upto.position, |event| event.position - 1);
-    let _ = write!(out, "{}\"{room_id}\":{{\"timeline\":{{\"events\":", if out.is_empty() { "" } else { "," });
+    let _ =
+        write!(out, "{}\"{room_id}\":{{\"timeline\":{{\"events\":", if out.is_empty() { "" } else { "," });
     write_list(out, &events, |out, event| write_event(out, event, Some(wanted.who), wanted.now, false));
     let _ = write!(
         out,

@@ -91,7 +91,8 @@ async fn change_password(
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 let now = batch.now;
-                store::accounts::set_password(batch.sql().await?, who.user_id.as_str(), &hash, true, now).await?;
+                store::accounts::set_password(batch.sql().await?, who.user_id.as_str(), &hash, true, now)
+                    .await?;
                 if request.logout_devices {
                     sessions::end_all(batch, &sessions, &who.user_id, who.device_id.as_deref()).await?;
                 }
@@ -110,7 +111,9 @@ async fn deactivated(
     request: deactivate::v3::Request,
 ) -> Result<crate::http::route::Answer> {
     if !server.config.policy.open_profile {
-        return Err(forbidden("Use of an ID is ended by the city: please ask the city desk (利用の停止は市に届け出てください)."));
+        return Err(forbidden(
+            "Use of an ID is ended by the city: please ask the city desk (利用の停止は市に届け出てください).",
+        ));
     }
     uia::password(&server, &who, request.auth, "deactivate").await?;
     let parts = end::Parts::of(&server);

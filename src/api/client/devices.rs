@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use ruma::api::client::device::{
-    delete_device::v3 as delete, delete_devices::v3 as delete_many, get_device::v3 as one, get_devices::v3 as all,
-    update_device::v3 as update,
+    delete_device::v3 as delete, delete_devices::v3 as delete_many, get_device::v3 as one,
+    get_devices::v3 as all, update_device::v3 as update,
 };
 use serde_json::{Value, json};
 
@@ -25,7 +25,10 @@ pub fn routes(routes: Routes) -> Routes {
             Ok(json!({"devices": devices(&server, &who).await?}).into())
         })
         .raw::<one::Request, Requester, _, _>(|server, who, request| async move {
-            let found = devices(&server, &who).await?.into_iter().find(|d| d["device_id"] == request.device_id.as_str());
+            let found = devices(&server, &who)
+                .await?
+                .into_iter()
+                .find(|d| d["device_id"] == request.device_id.as_str());
             found.map(Into::into).ok_or_else(|| not_found("No such device."))
         })
         .raw::<update::Request, Requester, _, _>(|server, who, request| async move {
@@ -74,7 +77,11 @@ async fn devices(server: &Server, who: &Requester) -> Result<Vec<Value>> {
         .collect())
 }
 
-async fn end(server: &Arc<Server>, who: Requester, devices: Vec<String>) -> Result<crate::http::route::Answer> {
+async fn end(
+    server: &Arc<Server>,
+    who: Requester,
+    devices: Vec<String>,
+) -> Result<crate::http::route::Answer> {
     let sessions = Arc::clone(&server.sessions);
     let entry = who.entry(server.now(), "device.delete");
     server

@@ -81,7 +81,10 @@ async fn upload(server: Arc<Server>, call: Call) -> Result<Answer> {
         }
     }
     for key in body.one_time_keys.keys().chain(body.fallback_keys.keys()) {
-        if key.split_once(':').is_none_or(|(algorithm, id)| algorithm.is_empty() || id.is_empty() || key.len() > 255) {
+        if key
+            .split_once(':')
+            .is_none_or(|(algorithm, id)| algorithm.is_empty() || id.is_empty() || key.len() > 255)
+        {
             return Err(invalid("A key is named <algorithm>:<key id>."));
         }
     }
@@ -92,7 +95,8 @@ async fn upload(server: Arc<Server>, call: Call) -> Result<Answer> {
                 if let Some(keys) = body.device_keys {
                     let position = batch.personal_change(&who.user_id);
                     let text = keys.to_string();
-                    store::keys::put_device_keys(batch.sql().await?, user_id, &device, &text, position).await?;
+                    store::keys::put_device_keys(batch.sql().await?, user_id, &device, &text, position)
+                        .await?;
                     // Everybody who shares a room hears of it with their next sync.
                     let others: Vec<OwnedUserId> = {
                         let rooms = batch.live.joined_rooms(&who.user_id);
@@ -110,13 +114,27 @@ async fn upload(server: Arc<Server>, call: Call) -> Result<Answer> {
                     let (algorithm, id) = name.split_once(':').unwrap_or_default();
                     let position = batch.next_position();
                     let text = key.to_string();
-                    store::keys::put_one_time_key(batch.sql().await?, user_id, &device, (algorithm, id), &text, position)
-                        .await?;
+                    store::keys::put_one_time_key(
+                        batch.sql().await?,
+                        user_id,
+                        &device,
+                        (algorithm, id),
+                        &text,
+                        position,
+                    )
+                    .await?;
                 }
                 for (name, key) in &body.fallback_keys {
                     let (algorithm, id) = name.split_once(':').unwrap_or_default();
                     let text = key.to_string();
-                    store::keys::put_fallback_key(batch.sql().await?, user_id, &device, (algorithm, id), &text).await?;
+                    store::keys::put_fallback_key(
+                        batch.sql().await?,
+                        user_id,
+                        &device,
+                        (algorithm, id),
+                        &text,
+                    )
+                    .await?;
                 }
                 store::keys::one_time_key_counts(batch.sql().await?, user_id, &device).await
             })
@@ -255,7 +273,8 @@ async fn send_to_device(server: Arc<Server>, call: Call) -> Result<Answer> {
                     }
                     let all = store::personal::devices(batch.reading(), &user_id).await?;
                     for (device, content) in devices {
-                        let event = json!({"type": kind, "sender": who.user_id, "content": content}).to_string();
+                        let event =
+                            json!({"type": kind, "sender": who.user_id, "content": content}).to_string();
                         for known in all.iter().filter(|d| device == "*" || d.device_id == device) {
                             let position = batch.personal_change(&target);
                             store::keys::put_to_device(

@@ -56,7 +56,9 @@ pub fn routes(routes: Routes) -> Routes {
         .at(http::Method::POST, "/_matrix/client/v1/login/get_token", |server, call| async move {
             // A token for another login would let a second device in without a password (DESIGN 2).
             caller::requester(&server, &call.parts).await?;
-            Err(crate::error::forbidden("Logging in by a token is switched off: log in with password and certificate."))
+            Err(crate::error::forbidden(
+                "Logging in by a token is switched off: log in with password and certificate.",
+            ))
         })
 }
 

@@ -78,9 +78,7 @@ async fn upload(server: Arc<Server>, mut call: Call) -> Result<Answer> {
     let named = file_name.clone();
     let (stored, content_type) = server
         .blobs
-        .put_stream(body, limits, move |file| {
-            sniff::examine(file, declared.as_deref(), named.as_deref())
-        })
+        .put_stream(body, limits, move |file| sniff::examine(file, declared.as_deref(), named.as_deref()))
         .await?;
     let media_id = crate::clock::random_token(24);
     let uri = format!("mxc://{}/{media_id}", server.name);

@@ -13,11 +13,7 @@ use crate::{
         caller::{self, Requester},
         route::{Answer, Call, Routes},
     },
-    rooms::{
-        batch::Intent,
-        committer::Hint,
-        member,
-    },
+    rooms::{batch::Intent, committer::Hint, member},
     server::Server,
     store::{self, personal::Profile},
 };
@@ -69,8 +65,9 @@ async fn read(server: &Arc<Server>, call: &Call) -> Result<Map<String, Value>> {
     if !related {
         return Err(unknown());
     }
-    let profile =
-        store::personal::profile(&mut server.db.read().await?, user_id.as_str()).await?.ok_or_else(unknown)?;
+    let profile = store::personal::profile(&mut server.db.read().await?, user_id.as_str())
+        .await?
+        .ok_or_else(unknown)?;
     let mut answer = Map::new();
     if let Some(name) = profile.display_name {
         answer.insert("displayname".to_owned(), name.into());
@@ -102,7 +99,10 @@ async fn set(server: &Arc<Server>, who: Requester, key: &str, value: Option<Stri
             }
         }
         "avatar_url" => {
-            if value.as_ref().is_some_and(|url| !url.is_empty() && (!url.starts_with("mxc://") || url.len() > URI_MAX)) {
+            if value
+                .as_ref()
+                .is_some_and(|url| !url.is_empty() && (!url.starts_with("mxc://") || url.len() > URI_MAX))
+            {
                 return Err(invalid("An avatar is an mxc:// URI."));
             }
         }
@@ -128,7 +128,8 @@ async fn set(server: &Arc<Server>, who: Requester, key: &str, value: Option<Stri
                 store::personal::set_profile(batch.sql().await?, user_id.as_str(), &profile).await?;
                 for room_id in rooms {
                     let content = member::content("join", &profile, None);
-                    let intent = Intent::state(&room_id, user_id, "m.room.member", user_id.as_str(), content)?;
+                    let intent =
+                        Intent::state(&room_id, user_id, "m.room.member", user_id.as_str(), content)?;
                     // A closed room keeps the old name.
                     if batch.room(&room_id).await?.row.status == "open" {
                         batch.append(intent).await?;
@@ -149,7 +150,9 @@ async fn link_avatar(
 ) -> Result<()> {
     let Some(url) = &profile.avatar_url else { return Ok(()) };
     for media_id in crate::media::links::media_ids(&Value::String(url.clone()), server_name) {
-        let own = store::media::medium(batch.reading(), &media_id).await?.is_some_and(|m| m.user_id == user_id.as_str());
+        let own = store::media::medium(batch.reading(), &media_id)
+            .await?
+            .is_some_and(|m| m.user_id == user_id.as_str());
         if own {
             batch.link_media(&media_id, "", "");
         }

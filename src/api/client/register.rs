@@ -98,7 +98,10 @@ async fn answer(
             .with("params", json!({}))
             .with("session", crate::clock::random_token(16)));
     }
-    let name = request.username.clone().unwrap_or_else(|| format!("u{}", crate::clock::random_token(10).to_lowercase()));
+    let name = request
+        .username
+        .clone()
+        .unwrap_or_else(|| format!("u{}", crate::clock::random_token(10).to_lowercase()));
     let Some(password) = request.password.clone() else {
         return Err(refuse(Code::MissingParam, "A password is needed."));
     };
@@ -107,13 +110,20 @@ async fn answer(
 }
 
 /// An appservice makes a user of its namespace; the standard type is `m.login.application_service`.
-async fn by_appservice(server: &Arc<Server>, token: Option<String>, request: register::Request) -> Result<Answer> {
-    let appservice = token
-        .as_deref()
-        .and_then(|token| server.appservices.of_token(token))
-        .ok_or_else(|| refuse(Code::UnknownToken { soft_logout: false }, "This token is not an appservice's."))?;
+async fn by_appservice(
+    server: &Arc<Server>,
+    token: Option<String>,
+    request: register::Request,
+) -> Result<Answer> {
+    let appservice =
+        token.as_deref().and_then(|token| server.appservices.of_token(token)).ok_or_else(|| {
+            refuse(Code::UnknownToken { soft_logout: false }, "This token is not an appservice's.")
+        })?;
     if request.login_type != Some(LoginType::ApplicationService) {
-        return Err(refuse(Code::InvalidParam, "Appservices register with type m.login.application_service."));
+        return Err(refuse(
+            Code::InvalidParam,
+            "Appservices register with type m.login.application_service.",
+        ));
     }
     let name = request.username.clone().unwrap_or_default();
     let user_id = parse_name(server, &name)?;
@@ -129,8 +139,12 @@ async fn by_appservice(server: &Arc<Server>, token: Option<String>, request: reg
 fn parse_name(server: &Server, name: &str) -> Result<ruma::OwnedUserId> {
     let bad = || refuse(Code::InvalidUsername, "The name may have a to z, 0 to 9 and . _ = - / + only.");
     let user_id = UserId::parse_with_server_name(name.to_lowercase(), &server.name).map_err(|_| bad())?;
-    let valid = user_id.localpart().bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._=-/+".contains(&b));
-    if !valid || user_id.localpart().is_empty() || user_id.as_str().len() > 255 || !server.is_local(&user_id) {
+    let valid = user_id
+        .localpart()
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._=-/+".contains(&b));
+    if !valid || user_id.localpart().is_empty() || user_id.as_str().len() > 255 || !server.is_local(&user_id)
+    {
         return Err(bad());
     }
     Ok(user_id)
@@ -169,9 +183,8 @@ async fn make(
         password_hash: hash,
         status: "active".to_owned(),
     };
-    let device = (!request.inhibit_login && kind == "open").then(|| {
-        request.device_id.clone().map_or_else(|| crate::clock::readable_code(10), String::from)
-    });
+    let device = (!request.inhibit_login && kind == "open")
+        .then(|| request.device_id.clone().map_or_else(|| crate::clock::readable_code(10), String::from));
     let device_name = request.initial_device_display_name.clone();
     let sessions = Arc::clone(&server.sessions);
     let (for_unit, device_id) = (user_id.clone(), device.clone());
@@ -204,7 +217,8 @@ async fn make(
 }
 
 fn nonces() -> &'static crate::rooms::live::parking::Mutex<Vec<String>> {
-    static NONCES: std::sync::OnceLock<crate::rooms::live::parking::Mutex<Vec<String>>> = std::sync::OnceLock::new();
+    static NONCES: std::sync::OnceLock<crate::rooms::live::parking::Mutex<Vec<String>>> =
+        std::sync::OnceLock::new();
     NONCES.get_or_init(Default::default)
 }
 
@@ -244,7 +258,10 @@ async fn by_secret(server: Arc<Server>, call: Call) -> Result<Answer> {
         .map(|i| body.mac.get(2 * i..2 * i + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
         .collect::<Option<Vec<u8>>>()
         .unwrap_or_default();
-    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, server.registration_secret.as_bytes());
+    let key = ring::hmac::Key::new(
+        ring::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
+        server.registration_secret.as_bytes(),
+    );
     if ring::hmac::verify(&key, message.as_bytes(), &given).is_err() {
         return Err(forbidden("The MAC is wrong."));
     }

@@ -25,7 +25,9 @@ async fn sync(server: Arc<Server>, call: Call) -> Result<Answer> {
             "since" => request.since = Some(value),
             "filter" => request.filter = Some(value),
             "full_state" => request.full_state = value == "true",
-            "use_state_after" | "org.matrix.msc4222.use_state_after" => request.state_after |= value == "true",
+            "use_state_after" | "org.matrix.msc4222.use_state_after" => {
+                request.state_after |= value == "true"
+            }
             "timeout" => {
                 let ms = value.parse().map_err(|_| invalid("timeout is a number of milliseconds."))?;
                 request.timeout = Duration::from_millis(ms);

@@ -37,39 +37,55 @@ pub fn routes(routes: Routes) -> Routes {
             let who = own(&server, &call).await?;
             get(&server, &who, "", call.arg(1)).await
         })
-        .at(Method::PUT, "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}", |server, call| async move {
-            let who = own(&server, &call).await?;
-            let (room_id, kind) = (room(&server, &who, &call)?, call.arg(2).to_owned());
-            put(&server, who, room_id, kind, call).await
-        })
-        .at(Method::GET, "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}", |server, call| async move {
-            let who = own(&server, &call).await?;
-            let room_id = room(&server, &who, &call)?;
-            get(&server, &who, &room_id, call.arg(2)).await
-        })
+        .at(
+            Method::PUT,
+            "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}",
+            |server, call| async move {
+                let who = own(&server, &call).await?;
+                let (room_id, kind) = (room(&server, &who, &call)?, call.arg(2).to_owned());
+                put(&server, who, room_id, kind, call).await
+            },
+        )
+        .at(
+            Method::GET,
+            "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}",
+            |server, call| async move {
+                let who = own(&server, &call).await?;
+                let room_id = room(&server, &who, &call)?;
+                get(&server, &who, &room_id, call.arg(2)).await
+            },
+        )
         .at(Method::GET, "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags", |server, call| async move {
             let who = own(&server, &call).await?;
             let room_id = room(&server, &who, &call)?;
             Ok(json!({"tags": tags(&server, &who, &room_id).await?}).into())
         })
-        .at(Method::PUT, "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", |server, call| async move {
-            let who = own(&server, &call).await?;
-            let (room_id, tag) = (room(&server, &who, &call)?, call.arg(2).to_owned());
-            if tag.len() > 255 {
-                return Err(invalid("A tag has at most 255 bytes."));
-            }
-            let (_, info) = call.json::<Map<String, Value>>(&server).await?;
-            let mut tags = tags(&server, &who, &room_id).await?;
-            tags.insert(tag, Value::Object(info));
-            set(&server, who, room_id, "m.tag".to_owned(), json!({"tags": tags}).to_string()).await
-        })
-        .at(Method::DELETE, "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", |server, call| async move {
-            let who = own(&server, &call).await?;
-            let room_id = room(&server, &who, &call)?;
-            let mut tags = tags(&server, &who, &room_id).await?;
-            tags.remove(call.arg(2));
-            set(&server, who, room_id, "m.tag".to_owned(), json!({"tags": tags}).to_string()).await
-        })
+        .at(
+            Method::PUT,
+            "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}",
+            |server, call| async move {
+                let who = own(&server, &call).await?;
+                let (room_id, tag) = (room(&server, &who, &call)?, call.arg(2).to_owned());
+                if tag.len() > 255 {
+                    return Err(invalid("A tag has at most 255 bytes."));
+                }
+                let (_, info) = call.json::<Map<String, Value>>(&server).await?;
+                let mut tags = tags(&server, &who, &room_id).await?;
+                tags.insert(tag, Value::Object(info));
+                set(&server, who, room_id, "m.tag".to_owned(), json!({"tags": tags}).to_string()).await
+            },
+        )
+        .at(
+            Method::DELETE,
+            "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}",
+            |server, call| async move {
+                let who = own(&server, &call).await?;
+                let room_id = room(&server, &who, &call)?;
+                let mut tags = tags(&server, &who, &room_id).await?;
+                tags.remove(call.arg(2));
+                set(&server, who, room_id, "m.tag".to_owned(), json!({"tags": tags}).to_string()).await
+            },
+        )
         .at(Method::POST, "/_matrix/client/v3/user/{userId}/filter", define_filter)
         .at(Method::GET, "/_matrix/client/v3/user/{userId}/filter/{filterId}", |server, call| async move {
             let who = own(&server, &call).await?;
@@ -109,7 +125,13 @@ fn room(server: &Server, who: &Requester, call: &Call) -> Result<String> {
     Ok(room_id.to_string())
 }
 
-async fn put(server: &Arc<Server>, who: Requester, room_id: String, kind: String, call: Call) -> Result<Answer> {
+async fn put(
+    server: &Arc<Server>,
+    who: Requester,
+    room_id: String,
+    kind: String,
+    call: Call,
+) -> Result<Answer> {
     check_account_data(server, &kind)?;
     if RESERVED.contains(&kind.as_str()) {
         return Err(refuse(Code::BadState, "This is kept by the server and has an endpoint of its own."));
@@ -156,7 +178,8 @@ async fn get(server: &Arc<Server>, who: &Requester, room_id: &str, kind: &str) -
 
 async fn tags(server: &Server, who: &Requester, room_id: &str) -> Result<Map<String, Value>> {
     let stored =
-        store::personal::account_data(&mut server.db.read().await?, who.user_id.as_str(), room_id, "m.tag").await?;
+        store::personal::account_data(&mut server.db.read().await?, who.user_id.as_str(), room_id, "m.tag")
+            .await?;
     let Some(text) = stored else { return Ok(Map::new()) };
     let mut content: Value = serde_json::from_str(&text)?;
     Ok(content["tags"].take().as_object().cloned().unwrap_or_default())
@@ -171,7 +194,10 @@ async fn define_filter(server: Arc<Server>, call: Call) -> Result<Answer> {
     let id = crate::audit::hex(&Sha256::digest(text.as_bytes())[..12]);
     let answer = json!({"filter_id": id});
     if store::personal::filters(&mut server.db.read().await?, who.user_id.as_str()).await? >= FILTERS_MAX {
-        return Err(refuse(Code::LimitExceeded { retry_after_ms: 3_600_000 }, "This account has too many filters."));
+        return Err(refuse(
+            Code::LimitExceeded { retry_after_ms: 3_600_000 },
+            "This account has too many filters.",
+        ));
     }
     server
         .commit(Hint::default(), move |batch| {

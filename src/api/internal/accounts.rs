@@ -163,20 +163,25 @@ async fn issue(server: Arc<Server>, call: Call) -> Result<Answer> {
     city(&server, &call)?;
     let prepared = register::prepare(&server).await?;
     let city_user = server.city_user.clone();
-    once(server, call, |_: &Issue| Hint::default(), move |batch, body, acting| {
-        Box::pin(async move {
-            if !body.pledge {
-                return Err(invalid("The pledge (誓約) is needed."));
-            }
-            let new = NewAccount {
-                facility: body.facility,
-                kind: body.kind,
-                name: body.name,
-                profession: body.profession,
-                acting,
-            };
-            register::issue(batch, &city_user, new, prepared).await
-        })
-    })
+    once(
+        server,
+        call,
+        |_: &Issue| Hint::default(),
+        move |batch, body, acting| {
+            Box::pin(async move {
+                if !body.pledge {
+                    return Err(invalid("The pledge (誓約) is needed."));
+                }
+                let new = NewAccount {
+                    facility: body.facility,
+                    kind: body.kind,
+                    name: body.name,
+                    profession: body.profession,
+                    acting,
+                };
+                register::issue(batch, &city_user, new, prepared).await
+            })
+        },
+    )
     .await
 }

@@ -21,10 +21,11 @@ const LEASE_MS: i64 = 60_000;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
-    routes
-        .at(Method::POST, "/_heya/v1/mail/lease", lease)
-        .at(Method::POST, "/_heya/v1/mail/done", done)
-        .at(Method::POST, "/_heya/v1/mail/refused", refused)
+    routes.at(Method::POST, "/_heya/v1/mail/lease", lease).at(Method::POST, "/_heya/v1/mail/done", done).at(
+        Method::POST,
+        "/_heya/v1/mail/refused",
+        refused,
+    )
 }
 
 fn bridge(server: &Server, call: &Call) -> Result<()> {
@@ -139,7 +140,8 @@ struct Refused {
 async fn refused(server: Arc<Server>, call: Call) -> Result<Answer> {
     bridge(&server, &call)?;
     let (_, body) = call.json::<Refused>(&server).await?;
-    let user_id = ruma::OwnedUserId::try_from(body.account.as_str()).map_err(|_| invalid("account is no user id."))?;
+    let user_id =
+        ruma::OwnedUserId::try_from(body.account.as_str()).map_err(|_| invalid("account is no user id."))?;
     let (city_user, pushers) = (server.city_user.clone(), server.pushers.clone());
     server
         .commit(Hint::default(), move |batch| {

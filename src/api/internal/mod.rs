@@ -56,7 +56,12 @@ fn same(a: &str, b: &str) -> bool {
 }
 
 /// A call that changes something: reads body and key, checks who acts, and runs the unit once for the key.
-async fn once<B, T, F>(server: Arc<Server>, call: Call, hint: impl FnOnce(&B) -> Hint, unit: F) -> Result<Answer>
+async fn once<B, T, F>(
+    server: Arc<Server>,
+    call: Call,
+    hint: impl FnOnce(&B) -> Hint,
+    unit: F,
+) -> Result<Answer>
 where
     B: DeserializeOwned + Send + 'static,
     T: Serialize + Send + 'static,
@@ -69,14 +74,15 @@ where
         .get("idempotency-key")
         .and_then(|key| key.to_str().ok())
         .filter(|key| !key.is_empty() && key.len() <= 128)
-        .ok_or_else(|| refuse(Code::MissingParam, "A header Idempotency-Key of at most 128 characters is needed."))?
+        .ok_or_else(|| {
+            refuse(Code::MissingParam, "A header Idempotency-Key of at most 128 characters is needed.")
+        })?
         .to_owned();
     let template = call.template;
     let (_, body) = call.json::<Value>(&server).await?;
     let acting = body["acting"].as_str().unwrap_or_default().to_owned();
-    let body: B = serde_json::from_value(body).map_err(|error| {
-        refuse(Code::BadJson, format!("The JSON is not what this call takes: {error}."))
-    })?;
+    let body: B = serde_json::from_value(body)
+        .map_err(|error| refuse(Code::BadJson, format!("The JSON is not what this call takes: {error}.")))?;
     let hint = hint(&body);
     let key = format!("{template} {key}");
     let text = server

@@ -29,72 +29,106 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::GET, "/_heya/v1/rooms", list)
         .at(Method::POST, "/_heya/v1/rooms", |server, call| async move {
             let city_user = server.city_user.clone();
-            once(server, call, |_: &Open| Hint::default(), move |batch, body, acting| {
-                Box::pin(async move { open(batch, &city_user, body, &acting).await })
-            })
+            once(
+                server,
+                call,
+                |_: &Open| Hint::default(),
+                move |batch, body, acting| {
+                    Box::pin(async move { open(batch, &city_user, body, &acting).await })
+                },
+            )
             .await
         })
         .at(Method::GET, "/_heya/v1/rooms/{room_id}", one)
         .at(Method::POST, "/_heya/v1/rooms/{room_id}/members", |server, call| async move {
             let (room_id, city_user) = (room(&call)?, server.city_user.clone());
             let hint = Hint { rooms: vec![room_id.clone()], txn: None };
-            once(server, call, |_: &Members| hint, move |batch, body, acting| {
-                Box::pin(async move {
-                    let (add, remove) = (users(&body.add)?, users(&body.remove)?);
-                    let (added, removed, unchanged) =
-                        city::change_members(batch, &city_user, &room_id, &add, &remove).await?;
-                    if let Some(notice) = &body.notice {
-                        city::say(batch, &city_user, &room_id, notice).await?;
-                    }
-                    let people = |list: &[OwnedUserId]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-                    record(
-                        batch,
-                        &acting,
-                        "room.members",
-                        &room_id,
-                        &format!("case {}: added {}; removed {}", body.case, people(&added), people(&removed)),
-                    );
-                    Ok(json!({"added": added, "removed": removed, "unchanged": unchanged}))
-                })
-            })
+            once(
+                server,
+                call,
+                |_: &Members| hint,
+                move |batch, body, acting| {
+                    Box::pin(async move {
+                        let (add, remove) = (users(&body.add)?, users(&body.remove)?);
+                        let (added, removed, unchanged) =
+                            city::change_members(batch, &city_user, &room_id, &add, &remove).await?;
+                        if let Some(notice) = &body.notice {
+                            city::say(batch, &city_user, &room_id, notice).await?;
+                        }
+                        let people = |list: &[OwnedUserId]| {
+                            list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+                        };
+                        record(
+                            batch,
+                            &acting,
+                            "room.members",
+                            &room_id,
+                            &format!(
+                                "case {}: added {}; removed {}",
+                                body.case,
+                                people(&added),
+                                people(&removed)
+                            ),
+                        );
+                        Ok(json!({"added": added, "removed": removed, "unchanged": unchanged}))
+                    })
+                },
+            )
             .await
         })
         .at(Method::POST, "/_heya/v1/rooms/{room_id}/close", |server, call| async move {
             let (room_id, city_user) = (room(&call)?, server.city_user.clone());
             let hint = Hint { rooms: vec![room_id.clone()], txn: None };
-            once(server, call, |_: &Notice| hint, move |batch, body, acting| {
-                Box::pin(async move {
-                    let protected = store::meta::value(batch.reading(), "control_room").await?;
-                    let announcement = store::meta::value(batch.reading(), "announcement_room").await?;
-                    if [protected, announcement].iter().flatten().any(|id| *id == room_id) {
-                        return Err(invalid("The control room and the announcement room are never closed."));
-                    }
-                    if city::close(batch, &city_user, &room_id, &body.notice).await? {
-                        record(batch, &acting, "room.close", &room_id, &format!("case {}", body.case));
-                    }
-                    Ok(json!({"closed": true}))
-                })
-            })
+            once(
+                server,
+                call,
+                |_: &Notice| hint,
+                move |batch, body, acting| {
+                    Box::pin(async move {
+                        let protected = store::meta::value(batch.reading(), "control_room").await?;
+                        let announcement = store::meta::value(batch.reading(), "announcement_room").await?;
+                        if [protected, announcement].iter().flatten().any(|id| *id == room_id) {
+                            return Err(invalid(
+                                "The control room and the announcement room are never closed.",
+                            ));
+                        }
+                        if city::close(batch, &city_user, &room_id, &body.notice).await? {
+                            record(batch, &acting, "room.close", &room_id, &format!("case {}", body.case));
+                        }
+                        Ok(json!({"closed": true}))
+                    })
+                },
+            )
             .await
         })
         .at(Method::POST, "/_heya/v1/rooms/{room_id}/reopen", |server, call| async move {
             let (room_id, city_user) = (room(&call)?, server.city_user.clone());
             let hint = Hint { rooms: vec![room_id.clone()], txn: None };
-            once(server, call, |_: &Notice| hint, move |batch, body, acting| {
-                Box::pin(async move {
-                    if city::reopen(batch, &city_user, &room_id, &body.notice).await? {
-                        record(batch, &acting, "room.reopen", &room_id, &format!("case {}", body.case));
-                    }
-                    Ok(json!({"closed": false}))
-                })
-            })
+            once(
+                server,
+                call,
+                |_: &Notice| hint,
+                move |batch, body, acting| {
+                    Box::pin(async move {
+                        if city::reopen(batch, &city_user, &room_id, &body.notice).await? {
+                            record(batch, &acting, "room.reopen", &room_id, &format!("case {}", body.case));
+                        }
+                        Ok(json!({"closed": false}))
+                    })
+                },
+            )
             .await
         })
         .at(Method::POST, "/_heya/v1/announcements", |server, call| async move {
             let city_user = server.city_user.clone();
-            once(server, call, |_: &Announcement| Hint::default(), move |batch, body, acting| {
-                Box::pin(async move { announce(batch, &city_user, body, &acting).await })
-            })
+            once(
+                server,
+                call,
+                |_: &Announcement| Hint::default(),
+                move |batch, body, acting| {
+                    Box::pin(async move { announce(batch, &city_user, body, &acting).await })
+                },
+            )
             .await
         })
 }
@@ -172,14 +206,21 @@ async fn open(batch: &mut Batch, city_user: &UserId, body: Open, acting: &str) -
     }
     let (name, subject_key) = match (body.kind.as_str(), body.subject) {
         ("subject", Some(subject)) => {
-            let complete = [&subject.name, &subject.birth_date, &subject.address].iter().all(|s| !s.trim().is_empty());
+            let complete =
+                [&subject.name, &subject.birth_date, &subject.address].iter().all(|s| !s.trim().is_empty());
             if !complete {
-                return Err(invalid("A subject's room needs the name, birth date and address (氏名・生年月日・住所)."));
+                return Err(invalid(
+                    "A subject's room needs the name, birth date and address (氏名・生年月日・住所).",
+                ));
             }
             match subject.eligibility.as_str() {
                 "home" | "planned" => {}
                 "approved" if subject.approval_note.as_ref().is_some_and(|note| !note.trim().is_empty()) => {}
-                "approved" => return Err(invalid("Eligibility by the mayor's approval needs a note (③には理由が必要です).")),
+                "approved" => {
+                    return Err(invalid(
+                        "Eligibility by the mayor's approval needs a note (③には理由が必要です).",
+                    ));
+                }
                 _ => return Err(invalid("eligibility is \"home\", \"planned\" or \"approved\".")),
             }
             let key = city::subject_key(&subject.name, &subject.birth_date);
@@ -256,7 +297,8 @@ async fn announce(batch: &mut Batch, city_user: &UserId, body: Announcement, act
     let facilities = match body.facilities {
         None => {
             let room = store::meta::value(batch.reading(), "announcement_room").await?;
-            let room = OwnedRoomId::try_from(room.ok_or_else(|| not_found("There is no announcement room."))?)?;
+            let room =
+                OwnedRoomId::try_from(room.ok_or_else(|| not_found("There is no announcement room."))?)?;
             event_ids.push(city::say(batch, city_user, &room, &body.body).await?);
             let n = batch.room(&room).await?.state.members("join").count();
             record(batch, acting, "announce", &room, &format!("case {}", body.case));

@@ -33,13 +33,19 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::POST, "/_heya/v1/terminals/{terminal}/revoke", |server, call| async move {
             let terminal = number(&call)?;
             let parts = (Arc::clone(&server.terminals), Arc::clone(&server.sessions));
-            once(server, call, |_: &Reason| Hint::default(), move |batch, body, acting| {
-                Box::pin(async move {
-                    let sessions =
-                        terminals::revoke(batch, &parts.0, &parts.1, terminal, &body.reason, &acting).await?;
-                    Ok(json!({"sessions": sessions}))
-                })
-            })
+            once(
+                server,
+                call,
+                |_: &Reason| Hint::default(),
+                move |batch, body, acting| {
+                    Box::pin(async move {
+                        let sessions =
+                            terminals::revoke(batch, &parts.0, &parts.1, terminal, &body.reason, &acting)
+                                .await?;
+                        Ok(json!({"sessions": sessions}))
+                    })
+                },
+            )
             .await
         })
         .at(Method::POST, "/_heya/v1/terminals/{terminal}/renew", renew)

@@ -58,7 +58,9 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::POST, "/enrol/password", finish)
         .at(Method::GET, "/enrol/done", done)
         .at(Method::GET, "/enrol/terminal.p12", |server, call| download(server, call, BundleEncoding::Modern))
-        .at(Method::GET, "/enrol/terminal-legacy.p12", |server, call| download(server, call, BundleEncoding::Legacy))
+        .at(Method::GET, "/enrol/terminal-legacy.p12", |server, call| {
+            download(server, call, BundleEncoding::Legacy)
+        })
         .at(Method::GET, "/enrol/terminal.mobileconfig", profile)
 }
 
@@ -88,7 +90,9 @@ async fn begin(server: Arc<Server>, mut call: Call) -> Result<Answer> {
                      続けて間違えると、しばらく使えなくなります。"
                         .to_owned()
                 }
-                Error::Refused(refusal) if matches!(refusal.code, crate::error::Code::LimitExceeded { .. }) => {
+                Error::Refused(refusal)
+                    if matches!(refusal.code, crate::error::Code::LimitExceeded { .. }) =>
+                {
                     "混み合っています。少し待ってからもう一度お試しください。".to_owned()
                 }
                 _ => sentence(error),

@@ -81,7 +81,10 @@ pub fn enrol_routes() -> Routes {
     let routes = Routes::default()
         .at(http::Method::GET, "/", |_, _| async { Ok(redirect("/enrol")) })
         .at(http::Method::GET, "/help", |server, _| async move {
-            render(StatusCode::OK, &HelpPage::new(Common::of(&server), &server.config.server.public_url, enrol_url(&server)))
+            render(
+                StatusCode::OK,
+                &HelpPage::new(Common::of(&server), &server.config.server.public_url, enrol_url(&server)),
+            )
         })
         .at(http::Method::GET, "/_heya/style.css", style);
     mail::routes(enrol::routes(routes))

@@ -32,7 +32,10 @@ async fn create_room(server: Arc<Server>, who: Requester, request: create::Reque
         return Err(forbidden("This server has no list of public rooms."));
     }
     if !request.invite_3pid.is_empty() {
-        return Err(refuse(Code::ThreepidNotFound, "People are invited by their user id: this server knows no identity server."));
+        return Err(refuse(
+            Code::ThreepidNotFound,
+            "People are invited by their user id: this server knows no identity server.",
+        ));
     }
     if request.room_alias_name.is_some() {
         return Err(invalid("Room aliases are not offered."));

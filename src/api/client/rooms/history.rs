@@ -50,14 +50,18 @@ pub fn routes(routes: Routes) -> Routes {
             Ok(Answer::Json(rendered(&event, Some(&who), server.now())))
         })
         .raw::<rel::get_relating_events::v1::Request, Requester, _, _>(|server, who, r| async move {
-            let ask = Related { from: r.from, to: r.to, dir: r.dir, limit: r.limit, rel_type: None, kind: None };
+            let ask =
+                Related { from: r.from, to: r.to, dir: r.dir, limit: r.limit, rel_type: None, kind: None };
             related(&server, &who, &r.room_id, &r.event_id, ask).await
         })
-        .raw::<rel::get_relating_events_with_rel_type::v1::Request, Requester, _, _>(|server, who, r| async move {
-            let rel_type = Some(r.rel_type.to_string());
-            let ask = Related { from: r.from, to: r.to, dir: r.dir, limit: r.limit, rel_type, kind: None };
-            related(&server, &who, &r.room_id, &r.event_id, ask).await
-        })
+        .raw::<rel::get_relating_events_with_rel_type::v1::Request, Requester, _, _>(
+            |server, who, r| async move {
+                let rel_type = Some(r.rel_type.to_string());
+                let ask =
+                    Related { from: r.from, to: r.to, dir: r.dir, limit: r.limit, rel_type, kind: None };
+                related(&server, &who, &r.room_id, &r.event_id, ask).await
+            },
+        )
         .raw::<rel::get_relating_events_with_rel_type_and_event_type::v1::Request, Requester, _, _>(
             |server, who, r| async move {
                 let (rel_type, kind) = (Some(r.rel_type.to_string()), Some(r.event_type.to_string()));
@@ -96,7 +100,8 @@ async fn page(server: Arc<Server>, who: Requester, request: messages::Request) -
     write_list(&mut out, &events, |out, event| write_event(out, event, Some(&who), now, true));
     if filter::is_lazy(&request.filter) {
         let view = room.current()?;
-        let senders: std::collections::BTreeSet<_> = events.iter().map(|event| event.sender.clone()).collect();
+        let senders: std::collections::BTreeSet<_> =
+            events.iter().map(|event| event.sender.clone()).collect();
         let members: Vec<_> = senders
             .iter()
             .filter_map(|id| view.state.event(&ruma::events::StateEventType::RoomMember, id.as_str()))
@@ -217,7 +222,9 @@ async fn around(server: Arc<Server>, who: Requester, request: context::Request) 
     if filter::is_lazy(&request.filter) {
         let senders: std::collections::BTreeSet<_> =
             before.iter().chain(&after).chain([&event]).map(|event| event.sender.to_string()).collect();
-        state.retain(|e| e.membership.is_none() || e.state_key.as_ref().is_some_and(|key| senders.contains(key)));
+        state.retain(|e| {
+            e.membership.is_none() || e.state_key.as_ref().is_some_and(|key| senders.contains(key))
+        });
     }
     let mut conn = server.db.read().await?;
     for list in [&before, &after, &vec![Arc::clone(&event)]] {
@@ -264,7 +271,8 @@ async fn related(
     history::visible_event(server, &who.user_id, room_id, event_id).await?;
     let limit = ask.limit.map_or(50, |n| usize::try_from(u64::from(n)).unwrap_or(100)).clamp(1, 100);
     let newest_first = ask.dir == Direction::Backward;
-    let place = |text: &Option<String>| text.as_deref().map(|t| parse_room_token(t, &server.epoch)).transpose();
+    let place =
+        |text: &Option<String>| text.as_deref().map(|t| parse_room_token(t, &server.epoch)).transpose();
     let (from, to) = (place(&ask.from)?, place(&ask.to)?);
     let (mut before, mut after) = if newest_first {
         (from.map_or(i64::MAX, |from| from + 1), to.unwrap_or(0))
@@ -287,7 +295,9 @@ async fn related(
                 && ask.rel_type.as_ref().is_none_or(|rel| relation.is_some_and(|r| r.rel_type == *rel));
             if wanted {
                 if events.len() == limit {
-                    next = events.last().map(|last| if newest_first { last.position - 1 } else { last.position });
+                    next = events
+                        .last()
+                        .map(|last| if newest_first { last.position - 1 } else { last.position });
                     break 'pages;
                 }
                 events.push(event);

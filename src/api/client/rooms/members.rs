@@ -182,7 +182,8 @@ async fn forget_room(server: Arc<Server>, who: Requester, request: forget::Reque
             Box::pin(async move {
                 store::rooms::forget(batch.sql().await?, who.user_id.as_str(), &request.room_id).await?;
                 batch.after_commit(move || {
-                    if let Some(membership) = live.user(&who.user_id).rooms.write().get_mut(&request.room_id) {
+                    if let Some(membership) = live.user(&who.user_id).rooms.write().get_mut(&request.room_id)
+                    {
                         membership.forgotten = true;
                     }
                 });
@@ -204,9 +205,10 @@ async fn list(server: Arc<Server>, who: Requester, request: members::Request) ->
     let now = server.now();
     let mut out = String::from("{\"chunk\":");
     let events = state.iter().filter(|event| {
-        event.membership.as_ref().is_some_and(|m| {
-            wanted.as_ref().is_none_or(|wanted| wanted == m) && unwanted.as_ref() != Some(m)
-        })
+        event
+            .membership
+            .as_ref()
+            .is_some_and(|m| wanted.as_ref().is_none_or(|wanted| wanted == m) && unwanted.as_ref() != Some(m))
     });
     render::write_list(&mut out, events, |out, event| render::write_event(out, event, Some(&who), now, true));
     out.push('}');

@@ -12,7 +12,9 @@ mod state;
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
     let mut routes = routes;
-    for add in [create::routes, members::routes, send::routes, state::routes, history::routes, receipts::routes] {
+    for add in
+        [create::routes, members::routes, send::routes, state::routes, history::routes, receipts::routes]
+    {
         routes = add(routes);
     }
     routes

@@ -50,9 +50,15 @@ pub fn routes(routes: Routes) -> Routes {
         .raw::<redact::Request, Requester, _, _>(|server, who, request| async move {
             let scope = format!("redact {} {}", request.room_id, request.event_id);
             let txn = txn_key(&who.user_id, who.device_id.as_deref(), scope, request.txn_id.as_str());
-            let event_id =
-                sending::redact(&server, request.room_id, who.user_id, request.event_id, request.reason, Some(txn))
-                    .await?;
+            let event_id = sending::redact(
+                &server,
+                request.room_id,
+                who.user_id,
+                request.event_id,
+                request.reason,
+                Some(txn),
+            )
+            .await?;
             Ok(json!({"event_id": event_id}).into())
         })
         .raw::<typing::Request, Requester, _, _>(set_typing)

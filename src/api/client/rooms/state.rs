@@ -23,7 +23,9 @@ pub fn routes(routes: Routes) -> Routes {
             let state = visible_state(&server, &who, &request.room_id).await?;
             let now = server.now();
             let mut out = String::new();
-            render::write_list(&mut out, &state, |out, event| render::write_event(out, event, Some(&who), now, true));
+            render::write_list(&mut out, &state, |out, event| {
+                render::write_event(out, event, Some(&who), now, true)
+            });
             Ok(Answer::Json(out))
         })
         // An empty state key may be written with or without a slash, which ruma's paths do not know.
@@ -38,7 +40,9 @@ async fn one(server: Arc<Server>, call: Call) -> Result<Answer> {
     let state = visible_state(&server, &who, room_id).await?;
     let event = state
         .iter()
-        .find(|event| event.kind.to_string() == call.arg(1) && event.state_key.as_deref() == Some(call.arg(2)))
+        .find(|event| {
+            event.kind.to_string() == call.arg(1) && event.state_key.as_deref() == Some(call.arg(2))
+        })
         .ok_or_else(|| not_found("The room has no such state."))?;
     Ok(Answer::Json(match call.query("format").as_deref() {
         Some("event") => render::event(event, Some(&who), server.now()),

@@ -1,0 +1,6 @@
+//! Tests of the repository and of the store; what goes over the wire is tested from outside (`tests/python`,
+//! `tests/browser`, `tests/sdk`).
+
+mod config_file;
+mod store_both;
+mod tidy;
