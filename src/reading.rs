@@ -1,7 +1,7 @@
 //! Who looked at which subject (閲覧履歴, C21, DESIGN 19): the first look of an account, from a terminal, at a room in an
 //! hour is in the audit log before the answer goes out; further looks in that hour add nothing.
 
-use std::{collections::HashMap, sync::Arc, sync::OnceLock};
+use std::{collections::HashMap, sync::Arc};
 
 use ruma::RoomId;
 
@@ -15,12 +15,9 @@ const HOUR_MS: i64 = 3_600_000;
 /// Looks remembered; beyond it the oldest are written again when they recur.
 const LOOKS_MAX: usize = 200_000;
 
-type Look = (usize, String, Option<i64>, String);
-
-fn looks() -> &'static Mutex<HashMap<Look, i64>> {
-    static LOOKS: OnceLock<Mutex<HashMap<Look, i64>>> = OnceLock::new();
-    LOOKS.get_or_init(Mutex::default)
-}
+/// Who looked at what, and when it was last written: (account and action, terminal, room).
+#[derive(Default)]
+pub struct Looks(Mutex<HashMap<(String, Option<i64>, String), i64>>);
 
 /// Records that a room was opened: by its history, a search hit, a medium, a receipt that moved.
 pub async fn opened(
@@ -49,11 +46,9 @@ async fn record(
     }
     let now = server.now();
     let terminal = who.terminal.as_ref().map(|known| known.terminal);
-    // Servers of one test process are told apart by their address in memory.
-    let key =
-        (Arc::as_ptr(server) as usize, format!("{} {action}", who.user_id), terminal, room_id.to_string());
+    let key = (format!("{} {action}", who.user_id), terminal, room_id.to_string());
     {
-        let mut looks = looks().lock();
+        let mut looks = server.looks.0.lock();
         if looks.get(&key).is_some_and(|at| now - *at < HOUR_MS) {
             return Ok(());
         }
@@ -74,6 +69,6 @@ async fn record(
             })
         })
         .await?;
-    looks().lock().insert(key, now);
+    server.looks.0.lock().insert(key, now);
     Ok(())
 }

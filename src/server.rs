@@ -56,6 +56,8 @@ pub struct Server {
     pub pushers: Arc<Pushers>,
     /// Blobs of media.
     pub blobs: Blobs,
+    /// Looks at rooms that the audit log has.
+    pub looks: crate::reading::Looks,
     /// Requests per session and address.
     pub limiter: Limiter,
     /// Enrolments under way.
@@ -136,6 +138,7 @@ impl Server {
             appservices,
             pushers: Arc::new(Pushers::load(&db).await?),
             blobs: Blobs::new(data.join("media")),
+            looks: crate::reading::Looks::default(),
             limiter: Limiter::default(),
             enrolments: crate::accounts::enrol::Enrolments::default(),
             epoch,

@@ -678,6 +678,7 @@ impl Batch {
         store::rooms::write_receipts(&mut self.conn, &self.pending.receipts).await?;
         store::personal::write_account_data(&mut self.conn, &self.pending.account_data).await?;
         store::media::write_links(&mut self.conn, &self.pending.media_links).await?;
+        self.name_actors().await?;
         let audit_heads = self.chain.append(&mut self.conn, &self.pending.audit).await?;
         store::meta::write_position(&mut self.conn, self.position, batch_id).await?;
         Ok(Effects {
@@ -687,6 +688,23 @@ impl Batch {
             chain: self.chain.clone(),
             audit_heads,
         })
+    }
+
+    /// Who did it has a name in the audit log as it was at that time (C22).
+    async fn name_actors(&mut self) -> Result<()> {
+        let mut names: HashMap<String, String> = HashMap::new();
+        for entry in &mut self.pending.audit {
+            if !entry.name.is_empty() || !entry.actor.starts_with('@') {
+                continue;
+            }
+            if !names.contains_key(&entry.actor) {
+                let profile = store::personal::profile(&mut self.conn, &entry.actor).await?;
+                let name = profile.and_then(|profile| profile.display_name).unwrap_or_default();
+                names.insert(entry.actor.clone(), name);
+            }
+            entry.name = names.get(&entry.actor).cloned().unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// The connection back, at the end.

@@ -140,7 +140,7 @@ async fn commit_batch(context: &mut Context, mut conn: Conn, jobs: &mut Vec<Job>
     let hints: Vec<Hint> = jobs.iter().map(|job| job.hint.clone()).collect();
     let batch_id = crate::clock::random_token(16);
     let mut answers: Vec<Answer> = Vec::with_capacity(jobs.len());
-    let outcome = run_units(context, conn, jobs, &hints, &batch_id, &mut answers).await;
+    let outcome = guarded(run_units(context, conn, jobs, &hints, &batch_id, &mut answers)).await;
     let outcome = match outcome {
         Ok((effects, open)) => {
             conn = open;
@@ -150,7 +150,11 @@ async fn commit_batch(context: &mut Context, mut conn: Conn, jobs: &mut Vec<Job>
     };
     match outcome {
         Ok((effects, conn)) => {
-            effects.publish(context);
+            // Half-merged memory would be worse than a restart, which reads everything again.
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| effects.publish(context))).is_err() {
+                tracing::error!("bringing memory up to date failed after a commit: stopping at once");
+                std::process::abort();
+            }
             for answer in answers {
                 answer(None);
             }
@@ -168,6 +172,21 @@ async fn commit_batch(context: &mut Context, mut conn: Conn, jobs: &mut Vec<Job>
             reconnect(context).await
         }
     }
+}
+
+/// A panic in a unit is that batch's internal error and not the end of all writing. The connection is dropped with the
+/// future, which ends its transaction.
+async fn guarded<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut work = Box::pin(work);
+    std::future::poll_fn(move |context| {
+        let polled =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.as_mut().poll(context)));
+        match polled {
+            Ok(poll) => poll,
+            Err(_) => std::task::Poll::Ready(Err(Error::internal("a unit panicked"))),
+        }
+    })
+    .await
 }
 
 /// Runs the units in a transaction that is left open for `commit`. Where this fails the connection is dropped,

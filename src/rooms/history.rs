@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ruma::{EventId, RoomId, UserId};
+use ruma::{EventId, RoomId, UserId, events::StateEventType};
 
 use super::{
     live::{LiveRoom, RoomView},
@@ -85,11 +85,23 @@ async fn visible_from(server: &Server, room: &LiveRoom, user_id: &UserId, room_i
     let view = room.current()?;
     let visibility = view.state.history_visibility();
     if visibility == "shared" || visibility == "world_readable" {
+        let present = view.state.event(&StateEventType::RoomHistoryVisibility, "").map(|e| e.event_id.clone());
+        if let (Some(present), Some((known, true))) = (&present, &*room.always_shared.lock())
+            && known == present
+        {
+            return Ok(0);
+        }
         // What was written while the room was stricter stays hidden from those who were not there.
         let mut conn = server.db.read().await?;
         let past =
             store::rooms::history_of_entry(&mut conn, room_id, "m.room.history_visibility", "").await?;
-        if past.len() <= 1 {
+        let strict = past.iter().any(|event| {
+            matches!(event.content_str("history_visibility").as_deref(), Some("joined" | "invited"))
+        });
+        if let Some(present) = present {
+            *room.always_shared.lock() = Some((present, !strict));
+        }
+        if !strict {
             return Ok(0);
         }
         let strict_until = past

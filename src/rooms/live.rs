@@ -179,6 +179,10 @@ pub struct LiveRoom {
     pub typing: Mutex<BTreeMap<OwnedUserId, i64>>,
     /// The volatile counter at which typing last changed.
     pub typing_at: AtomicU64,
+    /// Position of the newest receipt.
+    pub receipts_at: AtomicI64,
+    /// The history visibility's event for which it is known whether the room was always open to its members.
+    pub always_shared: Mutex<Option<(OwnedEventId, bool)>>,
     load: tokio::sync::Mutex<()>,
     used: AtomicI64,
 }
@@ -426,6 +430,8 @@ impl LiveRoom {
             receipts: RwLock::default(),
             typing: Mutex::default(),
             typing_at: AtomicU64::new(0),
+            receipts_at: AtomicI64::new(0),
+            always_shared: Mutex::default(),
             load: tokio::sync::Mutex::new(()),
             used: AtomicI64::new(0),
         }
@@ -466,6 +472,7 @@ impl LiveRoom {
             timeline.events = events.into();
             let mut all = self.receipts.write();
             for receipt in receipts {
+                self.receipts_at.fetch_max(receipt.position, Ordering::AcqRel);
                 put_receipt(&mut all, receipt);
             }
         }
@@ -521,7 +528,10 @@ impl LiveRoom {
                         }
                     }
                 }
-                Change::Receipt(receipt) => put_receipt(&mut self.receipts.write(), receipt),
+                Change::Receipt(receipt) => {
+                    self.receipts_at.fetch_max(receipt.position, Ordering::AcqRel);
+                    put_receipt(&mut self.receipts.write(), receipt);
+                }
             }
         }
         while timeline.events.len() > TIMELINE_EVENTS_MAX {

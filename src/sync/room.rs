@@ -128,6 +128,15 @@ pub async fn write_joined(
     let newly = joined_at > wanted.since.position;
     let fresh = newly || wanted.since.position == 0;
     let from = if fresh { 0 } else { wanted.since.position };
+    let quiet = !fresh
+        && !wanted.full_state
+        && view.row.last_position <= from
+        && room.receipts_at.load(Ordering::Acquire) <= from
+        && room.typing_at.load(Ordering::Acquire) <= wanted.since.volatile
+        && !wanted.account_data.contains_key(room_id.as_str());
+    if quiet {
+        return Ok(false);
+    }
     let limit = timeline_limit(wanted.filter);
     let sight = history::sight(server, user_id, room_id).await?.1;
     let chunk = if view.row.last_position > from {

@@ -1,0 +1,63 @@
+"""Fixtures: one city per database for the whole run, and fresh ones where a test breaks things."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import Postgres, Server
+
+
+@pytest.fixture(scope="session")
+def city() -> Server:
+    """A city on SQLite that all tests share: they make their own people and rooms in it."""
+    server = Server()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Postgres:
+    """A PostgreSQL; tests that need it are skipped where there can be none."""
+    try:
+        return Postgres.shared()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def any_city(request: pytest.FixtureRequest) -> Server:
+    """A city on each database."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("city")
+        return
+    request.getfixturevalue("postgres")
+    server = Server("postgres")
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest) -> str:
+    """The name of each database, for tests that start servers of their own."""
+    if request.param == "postgres":
+        request.getfixturevalue("postgres")
+    return request.param
+
+
+@pytest.fixture
+def fresh():
+    """Starts servers that end with the test: `fresh("sqlite", config={…})`."""
+    servers: list[Server] = []
+
+    def make(*arguments, **named) -> Server:
+        servers.append(Server(*arguments, **named))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.remove()
+
+
+def pytest_sessionfinish() -> None:
+    if Postgres._shared is not None:
+        Postgres._shared.stop()
