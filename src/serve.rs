@@ -102,11 +102,9 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
 }
 
 fn public_routes(config: &Config) -> Result<Routes> {
-    let routes = api::well_known::routes(api::client::routes()).at(
-        ::http::Method::GET,
-        "/_heya/style.css",
-        api::pages::style,
-    );
+    let routes = api::well_known::routes(api::client::routes())
+        .at(::http::Method::GET, "/_heya/style.css", api::pages::style)
+        .at(::http::Method::GET, "/_heya/icon.svg", api::pages::icon);
     api::web::routes(routes, config)
 }
 
@@ -251,7 +249,7 @@ fn listen(
     routes: Routes,
     hosts: Vec<String>,
 ) {
-    let router = http::router(server, routes, kind, hosts.clone(), refusal_page);
+    let router = http::router(server, routes, kind, hosts.clone(), refusal_page, missing_page);
     tasks.spawn(http::serve(Arc::clone(server), Serving { kind, socket, tls, router, hosts }));
 }
 
@@ -260,6 +258,13 @@ fn refusal_page(server: &Server, standing: crate::accounts::terminals::Standing)
         Ok(Answer::Response(response)) => response,
         Ok(Answer::Json(text)) => reply::json(::http::StatusCode::FORBIDDEN, text),
         Err(error) => reply::error(error),
+    }
+}
+
+fn missing_page(server: &Server) -> Option<Response> {
+    match api::pages::not_found(server) {
+        Ok(Answer::Response(response)) => Some(response),
+        _ => None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! One running homeserver: what every request needs, put together once at the start.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use ruma::{OwnedServerName, OwnedUserId, UserId};
 
@@ -17,7 +17,7 @@ use crate::{
     rooms::{
         batch::Batch,
         committer::{Committer, Context, Hint, UnitFuture},
-        live::Live,
+        live::{Live, parking::Mutex},
         pdu::Signer,
     },
     store::{self, Db},
@@ -56,6 +56,10 @@ pub struct Server {
     pub pushers: Arc<Pushers>,
     /// Blobs of media.
     pub blobs: Blobs,
+    /// What user-interactive authentications were begun for, and when, by their session.
+    pub interactive: Mutex<HashMap<String, (String, i64)>>,
+    /// Nonces of registration by shared secret.
+    pub nonces: Mutex<Vec<String>>,
     /// Looks at rooms that the audit log has.
     pub looks: crate::reading::Looks,
     /// Requests per session and address.
@@ -68,12 +72,14 @@ pub struct Server {
     pub mail_token: String,
     /// The secret of local commands (`heya cert …`) on the internal listener.
     pub command_token: String,
+    /// Keys the references of subjects.
+    pub subject_secret: String,
     /// The secret of `/_synapse/admin/v1/register`.
     pub registration_secret: String,
     /// Told when the server stops: long polls end.
     pub stopping: tokio::sync::watch::Sender<bool>,
     /// Time and length of the revocation list when it was last read.
-    pub list_stamp: crate::rooms::live::parking::Mutex<Option<(std::time::SystemTime, u64)>>,
+    pub list_stamp: Mutex<Option<(std::time::SystemTime, u64)>>,
     /// Wakes the mail lease when a mail is owed.
     pub mail_owed: tokio::sync::Notify,
 }
@@ -138,15 +144,18 @@ impl Server {
             appservices,
             pushers: Arc::new(Pushers::load(&db).await?),
             blobs: Blobs::new(data.join("media")),
+            interactive: Mutex::default(),
+            nonces: Mutex::default(),
             looks: crate::reading::Looks::default(),
             limiter: Limiter::default(),
             enrolments: crate::accounts::enrol::Enrolments::default(),
             epoch,
             mail_token: crate::files::secret(&keys.join("mail.token"))?,
             command_token: crate::files::secret(&keys.join("command.token"))?,
+            subject_secret: crate::files::secret(&keys.join("subject.secret"))?,
             registration_secret: crate::files::secret(&keys.join("registration.secret"))?,
             stopping: tokio::sync::watch::Sender::new(false),
-            list_stamp: crate::rooms::live::parking::Mutex::default(),
+            list_stamp: Mutex::default(),
             mail_owed: tokio::sync::Notify::new(),
             name,
             city_user,

@@ -45,6 +45,69 @@ impl Parts {
     }
 }
 
+/// Forced reset (C12, H14): ends sessions and the certificates of terminals that only this account uses, and replaces the
+/// password by an initial one that only enrolment takes; returns what was ended and the two new sheets.
+pub async fn reset(
+    batch: &mut Batch,
+    parts: &Parts,
+    user_id: &UserId,
+    acting: &str,
+    prepared: super::register::Prepared,
+) -> Result<(Ended, Vec<String>)> {
+    let found = store::accounts::account(batch.reading(), user_id.as_str())
+        .await?
+        .filter(|account| account.status != "ended" && account.facility.is_some())
+        .ok_or_else(|| not_found("There is no such account."))?;
+    let mut ended = Ended::default();
+    own_terminals(batch, parts, user_id, "password reset", acting, &mut ended).await?;
+    ended.sessions += sessions::end_all(batch, &parts.sessions, user_id, None).await?;
+    spend_codes(batch, user_id).await?;
+    let name = found.display_name.unwrap_or_default();
+    let sheets = super::register::hand_over_again(batch, user_id, &name, prepared).await?;
+    let at = batch.now;
+    batch.audit(audit::Entry {
+        at,
+        actor: acting.to_owned(),
+        action: "password.reset".to_owned(),
+        target: user_id.to_string(),
+        result: "ok".to_owned(),
+        ..audit::Entry::default()
+    });
+    Ok((ended, sheets))
+}
+
+/// Revokes the terminals that only this account uses.
+async fn own_terminals(
+    batch: &mut Batch,
+    parts: &Parts,
+    user_id: &UserId,
+    reason: &str,
+    acting: &str,
+    ended: &mut Ended,
+) -> Result<()> {
+    for terminal in store::accounts::terminals_of(batch.reading(), user_id.as_str()).await? {
+        let certificates = store::accounts::certificates_of(batch.reading(), terminal.id).await?;
+        let live = certificates.iter().any(|certificate| certificate.revoked_at.is_none());
+        if live && !store::accounts::terminal_is_shared(batch.reading(), terminal.id, user_id.as_str()).await? {
+            ended.sessions +=
+                terminals::revoke(batch, &parts.terminals, &parts.sessions, terminal.id, reason, acting).await?;
+            ended.terminals += 1;
+        }
+    }
+    Ok(())
+}
+
+async fn spend_codes(batch: &mut Batch, user_id: &UserId) -> Result<()> {
+    let now = batch.now;
+    store::run!(
+        batch.sql().await?,
+        "UPDATE enrolment_codes SET spent_at = $2 WHERE user_id = $1 AND spent_at IS NULL",
+        user_id.as_str(),
+        now
+    )?;
+    Ok(())
+}
+
 /// Ends an account.
 pub async fn account(
     batch: &mut Batch,
@@ -62,18 +125,7 @@ pub async fn account(
     if found.status == "ended" {
         return Ok(ended);
     }
-    for terminal in store::accounts::terminals_of(batch.reading(), user_id.as_str()).await? {
-        let certificates = store::accounts::certificates_of(batch.reading(), terminal.id).await?;
-        let live = certificates.iter().any(|certificate| certificate.revoked_at.is_none());
-        if live
-            && !store::accounts::terminal_is_shared(batch.reading(), terminal.id, user_id.as_str()).await?
-        {
-            ended.sessions +=
-                terminals::revoke(batch, &parts.terminals, &parts.sessions, terminal.id, reason, acting)
-                    .await?;
-            ended.terminals += 1;
-        }
-    }
+    own_terminals(batch, parts, user_id, reason, acting, &mut ended).await?;
     ended.sessions += sessions::end_all(batch, &parts.sessions, user_id, None).await?;
     let rooms: Vec<_> = batch
         .live
@@ -90,13 +142,8 @@ pub async fn account(
     }
     let conn = batch.sql().await?;
     store::push::delete_all(conn, user_id.as_str()).await?;
-    store::run!(
-        conn,
-        "UPDATE enrolment_codes SET spent_at = $2 WHERE user_id = $1 AND spent_at IS NULL",
-        user_id.as_str(),
-        now
-    )?;
     store::accounts::set_status(conn, user_id.as_str(), "ended", now).await?;
+    spend_codes(batch, user_id).await?;
     let (pushers, user) = (parts.pushers.clone(), user_id.to_owned());
     batch.after_commit(move || pushers.forget(&user));
     batch.audit(audit::Entry {

@@ -101,7 +101,7 @@ pub async fn begin(
     password: &str,
     code: &str,
 ) -> Result<(String, Arc<Enrolment>)> {
-    let id = typed(id);
+    let id = typed(server, id);
     let now = server.now();
     let user_id = user_id_of(server, &id);
     let code_hash = hash_of(&code_normal(code));

@@ -139,9 +139,11 @@ async fn who_is(server: &Server, attempt: &Attempt, id: &str) -> Result<Option<O
     Ok(if right && hash.is_some() { user_id } else { None })
 }
 
-/// The ID in one form, for counting failures: NFKC, lower case, without spaces.
-pub fn typed(id: &str) -> String {
-    id.nfkc().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).take(255).collect()
+/// The ID in one form, for counting failures: NFKC, lower case, without spaces; the localpart where it is a user id of
+/// this server, so that every spelling of one ID counts together.
+pub fn typed(server: &Server, id: &str) -> String {
+    let id: String = id.nfkc().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).take(255).collect();
+    user_id_of(server, &id).map_or(id, |user_id| user_id.localpart().to_owned())
 }
 
 /// The user id of a login id as typed.
@@ -156,7 +158,7 @@ pub fn user_id_of(server: &Server, id: &str) -> Option<OwnedUserId> {
 
 /// Logs in.
 pub async fn log_in(server: &Arc<Server>, attempt: Attempt) -> Result<LoggedIn> {
-    let id = typed(&attempt.id);
+    let id = typed(server, &attempt.id);
     let now = server.now();
     let terminal = attempt.terminal.as_ref().map(|known| known.terminal);
     let Some(user_id) = who_is(server, &attempt, &id).await? else {
@@ -241,7 +243,7 @@ pub async fn confirm_password(
     password: &str,
     terminal: Option<i64>,
 ) -> Result<bool> {
-    let id = typed(user_id.localpart());
+    let id = typed(server, user_id.localpart());
     let now = server.now();
     let account = store::accounts::account(&mut server.db.read().await?, user_id.as_str()).await?;
     let usable = !server.lockout.is_locked(&id, terminal, now) && password.len() <= PASSWORD_BYTES_MAX;

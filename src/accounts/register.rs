@@ -213,6 +213,22 @@ pub async fn add_code(
     .await
 }
 
+/// A new initial password and code for an account, with their sheets.
+pub async fn hand_over_again(
+    batch: &mut Batch,
+    user_id: &UserId,
+    display_name: &str,
+    prepared: Prepared,
+) -> Result<Vec<String>> {
+    let now = batch.now;
+    store::accounts::set_password(batch.sql().await?, user_id.as_str(), &prepared.hash, false, now).await?;
+    let secret = Secret::Password(&prepared.password);
+    let password =
+        sheets::write(batch, &prepared.letterhead, display_name, user_id.localpart(), secret).await?;
+    let code = add_code(batch, &prepared.letterhead, user_id, display_name, false).await?;
+    Ok(vec![password, code])
+}
+
 /// Whether someone is an active member of city staff.
 pub async fn is_city_staff(conn: &mut store::Conn, user_id: &str) -> Result<bool> {
     let Some(account) = store::accounts::account(conn, user_id).await? else { return Ok(false) };

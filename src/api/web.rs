@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::{
     api::pages,
     config::Config,
-    error::{Error, Result},
+    error::{Code, Error, Result, refuse},
     http::route::{Answer, Call, Routes},
     server::Server,
 };
@@ -43,6 +43,10 @@ pub fn routes(routes: Routes, config: &Config) -> Result<Routes> {
         .at(http::Method::GET, "/", |server, _| async move { file(&server, "index.html").await })
         .at(http::Method::GET, "/{*path}", |server, call| async move {
             let path = call.arg(0).to_owned();
+            // matrix-js-sdk decides by the errcode of what is not served.
+            if ["_matrix/", "_heya/", "_synapse/", ".well-known/"].iter().any(|start| path.starts_with(start)) {
+                return Err(refuse(Code::Unrecognized, "There is no such endpoint here."));
+            }
             file(&server, &path).await
         }))
 }

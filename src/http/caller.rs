@@ -87,8 +87,11 @@ pub fn peer(parts: &http::request::Parts) -> Result<Peer> {
 
 /// What the connection's certificate is worth now, where the policy asks for one.
 pub fn terminal(server: &Server, peer: &Peer) -> Result<Option<Known>> {
-    if server.config.policy.client_certificate == ClientCertificate::Off || peer.listener != Listener::Public
-    {
+    if peer.listener != Listener::Public {
+        // Whoever logs in does so where certificates are asked for, and nowhere else.
+        return Err(refuse(Code::Unrecognized, "People's clients use the public address."));
+    }
+    if server.config.policy.client_certificate == ClientCertificate::Off {
         return Ok(None);
     }
     match server.terminals.standing(&peer.presented, server.now()) {
@@ -120,14 +123,17 @@ pub fn certificate_refused(standing: Standing) -> Error {
 /// The caller of an authenticated endpoint.
 pub async fn requester(server: &Arc<Server>, parts: &http::request::Parts) -> Result<Requester> {
     let peer = peer(parts)?;
-    let terminal = terminal(server, &peer)?;
-    let token = bearer(&parts.headers).ok_or_else(|| {
-        refuse(Code::MissingToken, "An access token is needed in the Authorization header.")
-    })?;
+    let token = || {
+        bearer(&parts.headers)
+            .ok_or_else(|| refuse(Code::MissingToken, "An access token is needed in the Authorization header."))
+    };
     match peer.listener {
-        Listener::Internal => appservice(server, parts, token, &peer),
+        Listener::Internal => appservice(server, parts, token()?, &peer),
         Listener::Enrol => Err(refuse(Code::Unrecognized, "This address is for enrolment only.")),
-        Listener::Public => session(server, token, terminal, &peer),
+        Listener::Public => {
+            let terminal = terminal(server, &peer)?;
+            session(server, token()?, terminal, &peer)
+        }
     }
 }
 
@@ -135,8 +141,9 @@ fn session(server: &Arc<Server>, token: &str, terminal: Option<Known>, peer: &Pe
     let session = server.sessions.of_token(token).ok_or_else(|| {
         refuse(Code::UnknownToken { soft_logout: false }, "This session has ended: please log in.")
     })?;
-    // The `connection` binding: the token is worth nothing on another terminal (C4).
-    if session.terminal.is_some() && session.terminal != terminal.as_ref().map(|known| known.terminal) {
+    // The `connection` binding: the token is worth nothing on another terminal (C4), and where certificates are asked
+    // for, a session without a terminal (from before the policy was so) is worth nothing at all.
+    if session.terminal != terminal.as_ref().map(|known| known.terminal) {
         return Err(refuse(
             Code::UnknownToken { soft_logout: true },
             "This session belongs to another terminal: please log in on this one.",

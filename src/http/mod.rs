@@ -58,6 +58,9 @@ pub struct Serving {
 /// Answers a page, where a person asks in a browser and is refused.
 pub type Refuse = fn(&Server, Standing) -> Response;
 
+/// The page for people who ask for a page that is not there.
+pub type Missing = fn(&Server) -> Option<Response>;
+
 /// Puts the layers that every request goes through around the routes.
 pub fn router(
     server: &Arc<Server>,
@@ -65,11 +68,17 @@ pub fn router(
     kind: Listener,
     hosts: Vec<String>,
     page: Refuse,
+    missing: Missing,
 ) -> Router {
     let guard = Arc::new(Guard { server: Arc::clone(server), kind, hosts, page });
     routes
         .into_router()
-        .fallback(|| async { reply::error(refuse(Code::Unrecognized, "There is no such endpoint here.")) })
+        .fallback(move |axum::extract::State(server): axum::extract::State<Arc<Server>>| async move {
+            match (kind, missing(&server)) {
+                (Listener::Enrol, Some(page)) => page,
+                _ => reply::error(refuse(Code::Unrecognized, "There is no such endpoint here.")),
+            }
+        })
         .method_not_allowed_fallback(|| async {
             reply::error(refuse(Code::MethodNotAllowed, "This path takes another method."))
         })
@@ -107,7 +116,7 @@ struct Guard {
 
 /// Paths that are open without a certificate: discovery, health, and what the refusal page is made of.
 fn is_open(path: &str) -> bool {
-    path.starts_with("/.well-known/") || path == "/_heya/health" || path == "/_heya/style.css"
+    path.starts_with("/.well-known/") || ["/_heya/health", "/_heya/style.css", "/_heya/icon.svg"].contains(&path)
 }
 
 /// Before every handler: the host, the certificate, preflights. After it: headers.
@@ -186,6 +195,8 @@ fn with_headers(mut response: Response, kind: Listener) -> Response {
         put(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*");
         put(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, DELETE, OPTIONS");
         put(header::ACCESS_CONTROL_ALLOW_HEADERS, "X-Requested-With, Content-Type, Authorization");
+    }
+    if kind != Listener::Internal {
         put(header::STRICT_TRANSPORT_SECURITY, "max-age=63072000");
     }
     response

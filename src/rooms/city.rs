@@ -66,7 +66,7 @@ pub async fn open(batch: &mut Batch, city: &UserId, opening: Opening) -> Result<
             (
                 ROOM_STATE.to_owned(),
                 String::new(),
-                json!({"kind": opening.kind, "room_number": number, "status": "open"}),
+                room_state(&opening.kind, Some(number), opening.subject_key.as_deref(), "open"),
             ),
         ],
         name: Some(opening.name),
@@ -129,7 +129,34 @@ pub async fn change_members(
             removed.push(user_id.clone());
         }
     }
+    set_staff(batch, city, room_id, &added, &removed).await?;
     Ok((added, removed, unchanged))
+}
+
+/// City staff who are members have power 50, and nobody else has one of their own (DESIGN 14).
+async fn set_staff(
+    batch: &mut Batch,
+    city: &UserId,
+    room_id: &RoomId,
+    added: &[OwnedUserId],
+    removed: &[OwnedUserId],
+) -> Result<()> {
+    let staff = crate::accounts::register::city_staff(batch.reading()).await?;
+    let room = batch.room(room_id).await?;
+    let Some(event) = room.state.event(&StateEventType::RoomPowerLevels, "") else { return Ok(()) };
+    let mut levels: Value = serde_json::from_str(event.content.get())?;
+    let before = levels.clone();
+    let Some(users) = levels["users"].as_object_mut() else { return Ok(()) };
+    for user_id in added.iter().filter(|id| staff.contains(id)) {
+        users.insert(user_id.to_string(), 50.into());
+    }
+    for user_id in removed {
+        users.remove(user_id.as_str());
+    }
+    if levels != before {
+        batch.append(Intent::state(room_id, city, "m.room.power_levels", "", levels)?).await?;
+    }
+    Ok(())
 }
 
 /// Closes a room: notice, power levels that leave nobody able to send, status, and the flag that the committer
@@ -190,9 +217,19 @@ async fn set_powers(batch: &mut Batch, city: &UserId, room_id: &RoomId, closed: 
 
 async fn set_status(batch: &mut Batch, city: &UserId, room_id: &RoomId, status: &str) -> Result<()> {
     let room = batch.room(room_id).await?;
-    let content = json!({"kind": room.row.kind, "room_number": room.row.room_number, "status": status});
+    let row = &room.row;
+    let content = room_state(&row.kind, row.room_number, row.subject_key.as_deref(), status);
     batch.append(Intent::state(room_id, city, ROOM_STATE, "", content)?).await?;
     Ok(())
+}
+
+/// The content of the state that says what a room is: kind, room number, subject reference, status.
+fn room_state(kind: &str, number: Option<i64>, subject_key: Option<&str>, status: &str) -> Value {
+    let mut content = json!({"kind": kind, "room_number": number, "status": status});
+    if let Some(reference) = subject_key.and_then(|key| key.get(..16)) {
+        content["subject"] = reference.into();
+    }
+    content
 }
 
 /// The status of a city room; a room that is not one is refused.
@@ -205,9 +242,9 @@ async fn city_room(batch: &mut Batch, room_id: &RoomId) -> Result<String> {
 }
 
 /// What stands for a subject, to notice a second room: a hash of name and birth date after NFKC, without spaces.
-/// It is keyed by the server's name only: whoever has the database has the names anyway, in the rooms.
-pub fn subject_key(name: &str, birth_date: &str) -> String {
+/// It is keyed, since names and birth dates could be tried out; its beginning is the subject's reference in the room.
+pub fn subject_key(secret: &str, name: &str, birth_date: &str) -> String {
     let name: String = name.nfkc().filter(|c| !c.is_whitespace()).collect();
     let birth_date: String = birth_date.nfkc().filter(|c| !c.is_whitespace()).collect();
-    crate::audit::hex(&Sha256::digest(format!("{name}\n{birth_date}").as_bytes()))
+    crate::audit::hex(&Sha256::digest(format!("{secret}\n{name}\n{birth_date}").as_bytes()))
 }

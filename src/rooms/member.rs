@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use super::{
     batch::{Batch, Intent},
     pdu::Event,
+    send,
 };
 use crate::{
+    config::CreateRooms,
     error::{Code, Result, forbidden, not_found, refuse},
     store::{self, personal::Profile},
 };
@@ -68,6 +70,15 @@ async fn invite_with(
 ) -> Result<()> {
     if target.server_name() != batch.server_name() {
         return Err(forbidden("People of other servers cannot be invited: this server does not federate."));
+    }
+    if batch.policy.create_rooms == CreateRooms::City {
+        let room = batch.room(room_id).await?;
+        let inside = room.state.members("join").count() + room.state.members("invite").count();
+        if room.row.kind == "direct" && inside >= 2 {
+            return Err(forbidden(
+                "A direct room is for two: rooms for more are opened by the city (部屋の開設は市に依頼してください).",
+            ));
+        }
     }
     let account = store::accounts::account(batch.reading(), target.as_str()).await?;
     let Some(account) = account.filter(|account| account.status != "ended") else {
@@ -164,7 +175,13 @@ pub async fn ban(
     banned: bool,
     reason: Option<&str>,
 ) -> Result<()> {
-    if !banned && batch.room(room_id).await?.state.membership(target) != MembershipState::Ban {
+    let room = batch.room(room_id).await?;
+    let may = room.state.membership(sender) == MembershipState::Join
+        && send::power(room, sender)? >= send::level(&room.state, "ban", 50);
+    if !may {
+        return Err(forbidden("You are not allowed to do this in this room."));
+    }
+    if !banned && room.state.membership(target) != MembershipState::Ban {
         return Err(refuse(Code::BadState, "This person is not banned."));
     }
     let membership = if banned { "ban" } else { "leave" };

@@ -15,7 +15,7 @@ use super::{
     pdu::Event,
 };
 use crate::{
-    config::Encryption,
+    config::{CreateRooms, Encryption},
     error::{Code, Result, forbidden, not_found, refuse},
     server::Server,
     store,
@@ -49,12 +49,13 @@ pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
     if sending.state_key.is_some() && kind == "m.room.create" {
         return Err(forbidden("A room is created once."));
     }
+    known_room(server, &sending.sender, &sending.room_id)?;
     let hint = Hint { rooms: vec![sending.room_id.clone()], txn: sending.txn.clone() };
     server
         .commit(hint, move |batch| {
             Box::pin(async move {
-                if kind == "m.room.power_levels" {
-                    check_power_levels(batch, &sending).await?;
+                if kind == "m.room.power_levels" || kind == "m.room.join_rules" {
+                    check_rules_of_room(batch, &sending).await?;
                 }
                 if kind == "m.reaction" {
                     check_reaction(batch, &sending).await?;
@@ -76,12 +77,22 @@ pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
         .await
 }
 
-/// In a city room nobody but the city itself changes who may do what, so that the rules of DESIGN 14 stay.
-async fn check_power_levels(batch: &mut Batch, sending: &Sending) -> Result<()> {
-    let room = batch.room(&sending.room_id).await?;
-    let city_room = room.row.room_number.is_some();
-    if city_room && sending.sender.localpart() != "city" {
-        return Err(forbidden("The powers in a room of the city are set by the city."));
+/// Who has nothing to do with a room is not told whether it exists.
+fn known_room(server: &Server, user_id: &UserId, room_id: &RoomId) -> Result<()> {
+    match server.live.membership(user_id, room_id) {
+        Some(_) => Ok(()),
+        None => Err(forbidden("You are not a member of this room.")),
+    }
+}
+
+/// In a city room nobody but the city itself changes who may come in and do what, so that the rules of DESIGN 14 stay; a
+/// direct room stays one of two.
+async fn check_rules_of_room(batch: &mut Batch, sending: &Sending) -> Result<()> {
+    let direct_stays = batch.policy.create_rooms == CreateRooms::City;
+    let row = &batch.room(&sending.room_id).await?.row;
+    let fixed = row.room_number.is_some() || direct_stays && row.kind == "direct";
+    if fixed && sending.sender.localpart() != "city" {
+        return Err(forbidden("Who may do what in this room is set by the city."));
     }
     Ok(())
 }
@@ -97,10 +108,12 @@ async fn check_reaction(batch: &mut Batch, sending: &Sending) -> Result<()> {
     let twice = store::one!(
         batch.reading(),
         (String,),
-        "SELECT event_id FROM relations WHERE target_id = $1 AND rel_type = 'm.annotation' AND sender = $2 AND key = $3",
+        "SELECT event_id FROM relations WHERE target_id = $1 AND rel_type = 'm.annotation' AND sender = $2 AND key = $3 \
+         AND room_id = $4",
         target,
         sending.sender.as_str(),
-        key
+        key,
+        sending.room_id.as_str()
     )?
     .is_some();
     if twice {
@@ -118,6 +131,7 @@ pub async fn redact(
     reason: Option<String>,
     txn: Option<TxnKey>,
 ) -> Result<OwnedEventId> {
+    known_room(server, &sender, &room_id)?;
     let hint = Hint { rooms: vec![room_id.clone()], txn: txn.clone() };
     server
         .commit(hint, move |batch| {

@@ -260,9 +260,10 @@ pub async fn arrived(conn: &mut Conn, after: i64, upto: i64, limit: usize) -> Re
     )?)
 }
 
-/// Events that relate to one, oldest first.
+/// Events of the same room that relate to one.
 pub async fn related(
     conn: &mut Conn,
+    room_id: &RoomId,
     target: &EventId,
     before: i64,
     after: i64,
@@ -276,11 +277,12 @@ pub async fn related(
             Row,
             "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by, e.device_id, e.txn_id \
              FROM relations r JOIN events e ON e.event_id = r.event_id \
-             WHERE r.target_id = $1 AND r.position < $2 AND r.position > $3 ORDER BY r.position DESC LIMIT $4",
+             WHERE r.target_id = $1 AND r.room_id = $5 AND r.position < $2 AND r.position > $3 ORDER BY r.position DESC LIMIT $4",
             target.as_str(),
             before,
             after,
-            limit
+            limit,
+            room_id.as_str()
         )?
     } else {
         all!(
@@ -288,11 +290,12 @@ pub async fn related(
             Row,
             "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by, e.device_id, e.txn_id \
              FROM relations r JOIN events e ON e.event_id = r.event_id \
-             WHERE r.target_id = $1 AND r.position < $2 AND r.position > $3 ORDER BY r.position ASC LIMIT $4",
+             WHERE r.target_id = $1 AND r.room_id = $5 AND r.position < $2 AND r.position > $3 ORDER BY r.position ASC LIMIT $4",
             target.as_str(),
             before,
             after,
-            limit
+            limit,
+            room_id.as_str()
         )?
     };
     events(rows)

@@ -10,7 +10,8 @@ from harness import Postgres, Server
 @pytest.fixture(scope="session")
 def city() -> Server:
     """A city on SQLite that all tests share: they make their own people and rooms in it."""
-    server = Server()
+    # Every large block is mapped anew, so that page faults count password hashes (test_identity.py).
+    server = Server(env={"MALLOC_MMAP_THRESHOLD_": str(1 << 20)})
     yield server
     server.remove()
 

@@ -356,8 +356,9 @@ class Server:
     """One running server with its own folder, ports and database."""
 
     def __init__(self, database: str = "sqlite", profile: str = "city", *, bot: bool = False,
-                 config: dict[str, dict[str, Any]] | None = None, folder: pathlib.Path | None = None) -> None:
-        self.profile, self.database, self.bot = profile, database, bot
+                 config: dict[str, dict[str, Any]] | None = None, folder: pathlib.Path | None = None,
+                 env: dict[str, str] | None = None) -> None:
+        self.profile, self.database, self.bot, self.env = profile, database, bot, env or {}
         self.folder = folder or pathlib.Path(tempfile.mkdtemp(prefix="heya-test-"))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.data = self.folder / "data"
@@ -408,7 +409,7 @@ class Server:
         """Starts the process and waits until it answers."""
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(self.command("serve", "--profile", self.profile), stdout=log, stderr=log,
-                                            cwd=self.folder)
+                                            cwd=self.folder, env=os.environ | self.env)
         wait_for(self.healthy, 60, 0.02, f"the server (see {self.folder}/log)")
 
     def healthy(self) -> bool:

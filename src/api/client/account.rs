@@ -80,7 +80,12 @@ async fn change_password(
             return Err(invalid("The password is too long."));
         }
     } else {
-        let names = [account.name.as_str(), who.user_id.localpart()];
+        let facility = match account.facility {
+            Some(facility) => store::accounts::facility(&mut server.db.read().await?, facility).await?,
+            None => None,
+        };
+        let facility = facility.map(|facility| facility.name).unwrap_or_default();
+        let names = [account.name.as_str(), who.user_id.localpart(), facility.as_str()];
         passwords::check_rules(&request.new_password, server.config.policy.password_length_min, &names)?;
         enrol::check_not_used_before(&server, who.user_id.as_str(), &request.new_password).await?;
     }

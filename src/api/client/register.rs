@@ -59,7 +59,11 @@ pub fn routes(routes: Routes) -> Routes {
         .at(http::Method::GET, "/_synapse/admin/v1/register", |server, _| async move {
             allow_shared_secret(&server)?;
             let nonce = crate::clock::random_token(32);
-            nonces().lock().push(nonce.clone());
+            let mut nonces = server.nonces.lock();
+            if nonces.len() >= 1_000 {
+                nonces.clear();
+            }
+            nonces.push(nonce.clone());
             Ok(json!({"nonce": nonce}).into())
         })
         .at(http::Method::POST, "/_synapse/admin/v1/register", by_secret)
@@ -216,12 +220,6 @@ async fn make(
     Ok(answer.into())
 }
 
-fn nonces() -> &'static crate::rooms::live::parking::Mutex<Vec<String>> {
-    static NONCES: std::sync::OnceLock<crate::rooms::live::parking::Mutex<Vec<String>>> =
-        std::sync::OnceLock::new();
-    NONCES.get_or_init(Default::default)
-}
-
 fn allow_shared_secret(server: &Server) -> Result<()> {
     if server.config.policy.shared_secret_registration {
         Ok(())
@@ -246,7 +244,7 @@ async fn by_secret(server: Arc<Server>, call: Call) -> Result<Answer> {
     allow_shared_secret(&server)?;
     let (_, body) = call.json::<BySecret>(&server).await?;
     {
-        let mut nonces = nonces().lock();
+        let mut nonces = server.nonces.lock();
         let Some(at) = nonces.iter().position(|nonce| *nonce == body.nonce) else {
             return Err(refuse(Code::InvalidParam, "Unknown nonce."));
         };

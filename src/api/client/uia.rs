@@ -1,7 +1,7 @@
 //! User-interactive authentication: the password, once more, for one operation. A session belongs to one user, one
 //! operation and one target, and lasts ten minutes; it is used up by the operation.
 
-use std::{collections::HashMap, sync::Arc, sync::OnceLock};
+use std::sync::Arc;
 
 use ruma::api::client::uiaa::{AuthData, UserIdentifier};
 use serde_json::json;
@@ -10,18 +10,11 @@ use crate::{
     accounts::login,
     error::{Code, Error, Result, forbidden, refuse},
     http::caller::Requester,
-    rooms::live::parking::Mutex,
     server::Server,
 };
 
 const SESSION_MS: i64 = 600_000;
 const SESSIONS_MAX: usize = 10_000;
-
-/// What sessions were begun for, by their id.
-fn sessions() -> &'static Mutex<HashMap<String, (String, i64)>> {
-    static SESSIONS: OnceLock<Mutex<HashMap<String, (String, i64)>>> = OnceLock::new();
-    SESSIONS.get_or_init(Mutex::default)
-}
 
 /// Lets the operation through, or asks for the password. `operation` names it with its target.
 pub async fn password(
@@ -35,14 +28,14 @@ pub async fn password(
     }
     let now = server.now();
     let purpose = format!("{}\n{operation}", who.user_id);
-    let Some(AuthData::Password(given)) = auth else { return Err(ask(&begin(purpose, now), None)) };
+    let Some(AuthData::Password(given)) = auth else { return Err(ask(&begin(server, purpose, now), None)) };
     let session = given.session.clone().unwrap_or_default();
     {
-        let mut all = sessions().lock();
+        let mut all = server.interactive.lock();
         all.retain(|_, (_, at)| now - *at < SESSION_MS);
         if all.get(&session).is_none_or(|(of, _)| *of != purpose) {
             drop(all);
-            return Err(ask(&begin(purpose, now), None));
+            return Err(ask(&begin(server, purpose, now), None));
         }
     }
     let own = match &given.identifier {
@@ -54,13 +47,13 @@ pub async fn password(
     if !own || !right {
         return Err(ask(&session, Some(forbidden("The password is wrong (パスワードが違います)."))));
     }
-    sessions().lock().remove(&session);
+    server.interactive.lock().remove(&session);
     Ok(())
 }
 
-fn begin(purpose: String, now: i64) -> String {
+fn begin(server: &Server, purpose: String, now: i64) -> String {
     let id = crate::clock::random_token(24);
-    let mut all = sessions().lock();
+    let mut all = server.interactive.lock();
     if all.len() >= SESSIONS_MAX {
         all.retain(|_, (_, at)| now - *at < SESSION_MS / 10);
     }

@@ -1,15 +1,18 @@
 //! What the server is and can do: `/versions`, `/capabilities`, and the small fixed answers.
 
+use std::sync::Arc;
+
 use ruma::api::client::{discovery, thirdparty::get_protocols, voip::get_turn_server_info};
 use serde_json::json;
 
 use crate::{
     config::{Encryption, Registration},
-    error::not_found,
+    error::{Result, forbidden, not_found},
     http::{
-        caller::{Peer, Requester},
-        route::Routes,
+        caller::{self, Peer, Requester},
+        route::{Answer, Call, Routes},
     },
+    server::Server,
 };
 
 /// Adds the routes.
@@ -51,10 +54,19 @@ pub fn routes(routes: Routes) -> Routes {
         .endpoint::<get_protocols::v3::Request, Requester, _, _>(|_, _, _| async {
             Ok(get_protocols::v3::Response::new(std::collections::BTreeMap::new()))
         })
+        .at(http::Method::GET, "/_matrix/client/v3/rooms/{roomId}/initialSync", peek)
+        .at(http::Method::GET, "/_matrix/client/v3/events", peek)
         .at(http::Method::GET, "/_matrix/client/v1/auth_metadata", |_, _| async {
             Err(crate::error::refuse(crate::error::Code::Unrecognized, "This server has no OAuth 2.0 API yet."))
         })
         .at(http::Method::GET, "/_matrix/client/v3/thirdparty/protocol/{protocol}", |_, _| async {
             Err(not_found("No such protocol."))
         })
+}
+
+/// Looking into a room without being in it: nobody may, and Element goes on after exactly this refusal. Members read
+/// by `/sync` and `/messages`.
+async fn peek(server: Arc<Server>, call: Call) -> Result<Answer> {
+    caller::requester(&server, &call.parts).await?;
+    Err(forbidden("Rooms are read by their members, by syncing."))
 }

@@ -79,6 +79,18 @@ pub fn routes(routes: Routes) -> Routes {
             })
             .await
         })
+        .at(Method::POST, "/_heya/v1/accounts/{user_id}/reset", |server, call| async move {
+            city(&server, &call)?;
+            let (user_id, parts) = (user(&call)?, end::Parts::of(&server));
+            let prepared = register::prepare(&server).await?;
+            once(server, call, |_: &Acting| Hint::default(), move |batch, _, acting| {
+                Box::pin(async move {
+                    let (ended, sheets) = end::reset(batch, &parts, &user_id, &acting, prepared).await?;
+                    Ok(json!({"sessions": ended.sessions, "terminals": ended.terminals, "sheets": sheets}))
+                })
+            })
+            .await
+        })
         .at(Method::POST, "/_heya/v1/accounts/{user_id}/end", |server, call| async move {
             let (user_id, parts) = (user(&call)?, end::Parts::of(&server));
             let rooms = server.live.joined_rooms(&user_id).into_iter().collect();

@@ -26,12 +26,13 @@ mod accounts;
 mod audit;
 mod mail;
 mod rooms;
+mod stats;
 mod terminals;
 
 /// The routes of the internal listener, beside the client-server API for appservices.
 pub fn routes(routes: Routes) -> Routes {
     let mut routes = routes;
-    for add in [audit::routes, accounts::routes, rooms::routes, terminals::routes, mail::routes] {
+    for add in [audit::routes, accounts::routes, rooms::routes, terminals::routes, mail::routes, stats::routes] {
         routes = add(routes);
     }
     routes

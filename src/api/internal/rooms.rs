@@ -28,13 +28,13 @@ pub fn routes(routes: Routes) -> Routes {
     routes
         .at(Method::GET, "/_heya/v1/rooms", list)
         .at(Method::POST, "/_heya/v1/rooms", |server, call| async move {
-            let city_user = server.city_user.clone();
+            let (city_user, secret) = (server.city_user.clone(), server.subject_secret.clone());
             once(
                 server,
                 call,
                 |_: &Open| Hint::default(),
                 move |batch, body, acting| {
-                    Box::pin(async move { open(batch, &city_user, body, &acting).await })
+                    Box::pin(async move { open(batch, &city_user, &secret, body, &acting).await })
                 },
             )
             .await
@@ -198,7 +198,13 @@ fn record(batch: &mut Batch, acting: &str, action: &str, room_id: &RoomId, detai
     });
 }
 
-async fn open(batch: &mut Batch, city_user: &UserId, body: Open, acting: &str) -> Result<Value> {
+async fn open(
+    batch: &mut Batch,
+    city_user: &UserId,
+    secret: &str,
+    body: Open,
+    acting: &str,
+) -> Result<Value> {
     // One room per case, whatever key the call came with.
     let of_case = format!("room of case {}", body.case);
     if let Some(answer) = store::meta::idempotent_answer(batch.reading(), &of_case).await? {
@@ -223,7 +229,7 @@ async fn open(batch: &mut Batch, city_user: &UserId, body: Open, acting: &str) -
                 }
                 _ => return Err(invalid("eligibility is \"home\", \"planned\" or \"approved\".")),
             }
-            let key = city::subject_key(&subject.name, &subject.birth_date);
+            let key = city::subject_key(secret, &subject.name, &subject.birth_date);
             if !body.confirm_second
                 && let Some(number) = store::rooms::open_room_of_subject(batch.reading(), &key).await?
             {

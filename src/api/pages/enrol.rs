@@ -79,10 +79,8 @@ async fn begin(server: Arc<Server>, mut call: Call) -> Result<Answer> {
         Err(error) => Err(error),
     };
     match begun {
-        Ok((cookie, enrolment)) => {
-            let answer = password(&server, &enrolment, None, "", false)?;
-            Ok(with_cookie(answer, &cookie))
-        }
+        // A redirect, so that the next form posts to its own address and reloading asks nothing again.
+        Ok((cookie, _)) => Ok(with_cookie(redirect("/enrol/password"), &cookie)),
         Err(error) => {
             let told = match &error {
                 Error::Refused(refusal) if refusal.code == crate::error::Code::Forbidden => {

@@ -86,7 +86,8 @@ pub fn enrol_routes() -> Routes {
                 &HelpPage::new(Common::of(&server), &server.config.server.public_url, enrol_url(&server)),
             )
         })
-        .at(http::Method::GET, "/_heya/style.css", style);
+        .at(http::Method::GET, "/_heya/style.css", style)
+        .at(http::Method::GET, "/_heya/icon.svg", icon);
     mail::routes(enrol::routes(routes))
 }
 
@@ -95,6 +96,16 @@ pub async fn style(_: Arc<Server>, _: Call) -> Result<Answer> {
     let mut response = Response::new(STYLE.into());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/css; charset=utf-8"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=3600"));
+    Ok(Answer::Response(response))
+}
+
+/// The icon of all pages: a room.
+pub async fn icon(_: Arc<Server>, _: Call) -> Result<Answer> {
+    const ICON: &str = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 16 16\"><path fill=\"#17527a\" \
+                        d=\"M8 1 1 7h2v8h4v-4h2v4h4V7h2z\"/></svg>";
+    let mut response = Response::new(ICON.into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("image/svg+xml"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=86400"));
     Ok(Answer::Response(response))
 }
 

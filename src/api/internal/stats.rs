@@ -1,0 +1,33 @@
+//! Numbers for whoever watches the server: on the internal listener, for local commands.
+
+use http::Method;
+use serde_json::json;
+
+use super::city;
+use crate::http::route::Routes;
+
+/// Adds the routes.
+pub fn routes(routes: Routes) -> Routes {
+    routes.at(Method::GET, "/_heya/v1/stats", |server, call| async move {
+        city(&server, &call)?;
+        let position = server.live.position();
+        let appservices: Vec<_> = server
+            .appservices
+            .all()
+            .iter()
+            .map(|one| {
+                let lag = *one.lag.lock();
+                json!({"id": one.id, "failures": lag.failures, "behind": (position - lag.position).max(0)})
+            })
+            .collect();
+        Ok(json!({
+            "position": position,
+            "committer_waiting": server.committer.waiting(),
+            "password_hash_runs": server.passwords.runs(),
+            "sessions": server.sessions.len(),
+            "connections_with_certificate": server.terminals.connections.len(),
+            "appservices": appservices,
+        })
+        .into())
+    })
+}
