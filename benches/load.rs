@@ -9,7 +9,10 @@ use std::{
     io::Write as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, atomic::{AtomicU64, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -129,8 +132,9 @@ async fn account(port: u16, name: &str) -> (String, String) {
 async fn room(port: u16, people: &[(String, String)]) -> String {
     let mut creator = Client::connect(port, &people[0].1).await;
     let invite: Vec<&String> = people[1..].iter().map(|(id, _)| id).collect();
-    let answer =
-        creator.call("POST", "/_matrix/client/v3/createRoom", json!({"name": "部屋", "invite": invite})).await;
+    let answer = creator
+        .call("POST", "/_matrix/client/v3/createRoom", json!({"name": "部屋", "invite": invite}))
+        .await;
     let room_id = answer["room_id"].as_str().unwrap().to_owned();
     for (_, token) in &people[1..] {
         let mut client = Client::connect(port, token).await;
@@ -140,7 +144,9 @@ async fn room(port: u16, people: &[(String, String)]) -> String {
 }
 
 fn percentile(sorted: &[Duration], p: usize) -> f64 {
-    sorted.get((sorted.len() * p / 100).min(sorted.len().saturating_sub(1))).map_or(0.0, |d| d.as_secs_f64() * 1000.0)
+    sorted
+        .get((sorted.len() * p / 100).min(sorted.len().saturating_sub(1)))
+        .map_or(0.0, |d| d.as_secs_f64() * 1000.0)
 }
 
 fn line(what: &str, value: String) {
@@ -153,16 +159,29 @@ static TXN: AtomicU64 = AtomicU64::new(0);
 async fn send(client: &mut Client, room_id: &str) {
     let txn = TXN.fetch_add(1, Ordering::Relaxed);
     let path = format!("/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{txn}");
-    client.raw("PUT", &path, r#"{"msgtype":"m.text","body":"昨夜から発熱があり、水分は取れています。"}"#.to_owned()).await;
+    client
+        .raw(
+            "PUT",
+            &path,
+            r#"{"msgtype":"m.text","body":"昨夜から発熱があり、水分は取れています。"}"#.to_owned(),
+        )
+        .await;
 }
 
 /// Sends for a while with so many in flight, in rooms of five.
-async fn sends(server: &Server, people: &[(String, String)], rooms: &[String], at_once: usize, time: Duration) {
+async fn sends(
+    server: &Server,
+    people: &[(String, String)],
+    rooms: &[String],
+    at_once: usize,
+    time: Duration,
+) {
     let (cpu, begun) = (server.cpu(), Instant::now());
     let end = begun + time;
     let workers: Vec<_> = (0..at_once)
         .map(|i| {
-            let (token, room_id) = (people[i % people.len()].1.clone(), rooms[(i % people.len()) / 5].clone());
+            let (token, room_id) =
+                (people[i % people.len()].1.clone(), rooms[(i % people.len()) / 5].clone());
             let port = server.port;
             tokio::spawn(async move {
                 let mut client = Client::connect(port, &token).await;
@@ -206,7 +225,8 @@ async fn wakes(server: &Server, people: &[(String, String)], room_id: &str) {
         tokio::spawn(async move {
             let mut client = Client::connect(port, &token).await;
             let filter = "%7B%22room%22%3A%7B%22timeline%22%3A%7B%22limit%22%3A1%7D%7D%7D";
-            let first = client.call("GET", &format!("/_matrix/client/v3/sync?filter={filter}"), Value::Null).await;
+            let first =
+                client.call("GET", &format!("/_matrix/client/v3/sync?filter={filter}"), Value::Null).await;
             let mut since = first["next_batch"].as_str().unwrap().to_owned();
             for _ in 0..rounds {
                 ready.wait().await;
@@ -288,16 +308,24 @@ async fn long_polls(server: &Server, people: &[(String, String)], n: usize) {
     for i in 0..n {
         let mut client = Client::connect(server.port, &people[i % people.len()].1).await;
         let filter = "%7B%22room%22%3A%7B%22rooms%22%3A%5B%5D%7D%7D";
-        let first = client.call("GET", &format!("/_matrix/client/v3/sync?filter={filter}"), Value::Null).await;
+        let first =
+            client.call("GET", &format!("/_matrix/client/v3/sync?filter={filter}"), Value::Null).await;
         let since = first["next_batch"].as_str().unwrap().to_owned();
         held.push(tokio::spawn(async move {
             client
-                .raw("GET", &format!("/_matrix/client/v3/sync?filter={filter}&since={since}&timeout=60000"), String::new())
+                .raw(
+                    "GET",
+                    &format!("/_matrix/client/v3/sync?filter={filter}&since={since}&timeout=60000"),
+                    String::new(),
+                )
                 .await
         }));
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    line(&format!("memory with {n} long polls held"), format!("{:.0} MiB (before: {before:.0} MiB)", server.rss()));
+    line(
+        &format!("memory with {n} long polls held"),
+        format!("{:.0} MiB (before: {before:.0} MiB)", server.rss()),
+    );
     for poll in held {
         poll.abort();
     }
@@ -307,8 +335,10 @@ fn machine() -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let disk = Command::new("df").args(["--output=source,fstype", &std::env::temp_dir().to_string_lossy()]).output();
-    let disk = disk.map(|out| String::from_utf8_lossy(&out.stdout).lines().nth(1).unwrap_or_default().to_owned());
+    let disk =
+        Command::new("df").args(["--output=source,fstype", &std::env::temp_dir().to_string_lossy()]).output();
+    let disk =
+        disk.map(|out| String::from_utf8_lossy(&out.stdout).lines().nth(1).unwrap_or_default().to_owned());
     format!("{} × {}, {}", cores, model.trim_start_matches([' ', '\t', ':']), disk.unwrap_or_default())
 }
 

@@ -12,6 +12,7 @@ use heya::{
 };
 
 mod command;
+mod demo;
 
 /// Heya (部屋): a Matrix homeserver for a city's home medical and long-term-care network.
 #[derive(Parser)]
@@ -38,6 +39,10 @@ enum Command {
         #[arg(long)]
         server_only: bool,
     },
+    /// Start a small city on this machine and play a story in it: enrolment, a subject's room, mail, a lost terminal.
+    ///
+    /// Every step is printed and checked; the city then stays up, to log in with Element. Needs nothing installed.
+    Demo(demo::Demo),
     /// Run the city bot alone, beside a server started with `serve --server-only`.
     City,
     /// Run the e-mail bridge alone, beside a server started with `serve --server-only`.
@@ -91,9 +96,13 @@ fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<ExitCode> {
     let config =
         if arguments.config.exists() { Config::read(&arguments.config)? } else { Config::parse("")? };
-    log(&config);
+    // The demo logs to a file of its own.
+    if !matches!(arguments.command, Command::Demo(_)) {
+        log(&config);
+    }
     match arguments.command {
         Command::Serve { profile, server_only } => serve(config, &profile, server_only).await?,
+        Command::Demo(demo) => return demo::run(demo, config.web).await,
         Command::City => parts::run_city(&config, stop_signal()).await?,
         Command::Mail => parts::run_mail(&config, stop_signal()).await?,
         Command::Cert(cert) => command::cert::run(&config, cert).await?,

@@ -88,9 +88,12 @@ async fn own_terminals(
     for terminal in store::accounts::terminals_of(batch.reading(), user_id.as_str()).await? {
         let certificates = store::accounts::certificates_of(batch.reading(), terminal.id).await?;
         let live = certificates.iter().any(|certificate| certificate.revoked_at.is_none());
-        if live && !store::accounts::terminal_is_shared(batch.reading(), terminal.id, user_id.as_str()).await? {
+        if live
+            && !store::accounts::terminal_is_shared(batch.reading(), terminal.id, user_id.as_str()).await?
+        {
             ended.sessions +=
-                terminals::revoke(batch, &parts.terminals, &parts.sessions, terminal.id, reason, acting).await?;
+                terminals::revoke(batch, &parts.terminals, &parts.sessions, terminal.id, reason, acting)
+                    .await?;
             ended.terminals += 1;
         }
     }

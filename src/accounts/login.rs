@@ -142,7 +142,8 @@ async fn who_is(server: &Server, attempt: &Attempt, id: &str) -> Result<Option<O
 /// The ID in one form, for counting failures: NFKC, lower case, without spaces; the localpart where it is a user id of
 /// this server, so that every spelling of one ID counts together.
 pub fn typed(server: &Server, id: &str) -> String {
-    let id: String = id.nfkc().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).take(255).collect();
+    let id: String =
+        id.nfkc().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).take(255).collect();
     user_id_of(server, &id).map_or(id, |user_id| user_id.localpart().to_owned())
 }
 

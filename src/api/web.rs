@@ -44,7 +44,8 @@ pub fn routes(routes: Routes, config: &Config) -> Result<Routes> {
         .at(http::Method::GET, "/{*path}", |server, call| async move {
             let path = call.arg(0).to_owned();
             // matrix-js-sdk decides by the errcode of what is not served.
-            if ["_matrix/", "_heya/", "_synapse/", ".well-known/"].iter().any(|start| path.starts_with(start)) {
+            if ["_matrix/", "_heya/", "_synapse/", ".well-known/"].iter().any(|start| path.starts_with(start))
+            {
                 return Err(refuse(Code::Unrecognized, "There is no such endpoint here."));
             }
             file(&server, &path).await

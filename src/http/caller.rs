@@ -124,8 +124,9 @@ pub fn certificate_refused(standing: Standing) -> Error {
 pub async fn requester(server: &Arc<Server>, parts: &http::request::Parts) -> Result<Requester> {
     let peer = peer(parts)?;
     let token = || {
-        bearer(&parts.headers)
-            .ok_or_else(|| refuse(Code::MissingToken, "An access token is needed in the Authorization header."))
+        bearer(&parts.headers).ok_or_else(|| {
+            refuse(Code::MissingToken, "An access token is needed in the Authorization header.")
+        })
     };
     match peer.listener {
         Listener::Internal => appservice(server, parts, token()?, &peer),

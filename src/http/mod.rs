@@ -116,7 +116,8 @@ struct Guard {
 
 /// Paths that are open without a certificate: discovery, health, and what the refusal page is made of.
 fn is_open(path: &str) -> bool {
-    path.starts_with("/.well-known/") || ["/_heya/health", "/_heya/style.css", "/_heya/icon.svg"].contains(&path)
+    path.starts_with("/.well-known/")
+        || ["/_heya/health", "/_heya/style.css", "/_heya/icon.svg"].contains(&path)
 }
 
 /// Before every handler: the host, the certificate, preflights. After it: headers.

@@ -169,11 +169,14 @@ impl Routes {
             on(
                 filter,
                 move |axum::extract::State(server): axum::extract::State<Arc<Server>>,
-                      params: RawPathParams,
+                      params: Result<RawPathParams, axum::extract::rejection::RawPathParamsRejection>,
                       request: Request<Body>| {
                     let handler = handler.clone();
                     async move {
                         let (parts, body) = request.into_parts();
+                        let Ok(params) = params else {
+                            return reply::error(invalid("The path is not UTF-8."));
+                        };
                         let args = params.iter().map(|(_, value)| value.to_owned()).collect();
                         let call = Call {
                             parts,
@@ -279,6 +282,10 @@ pub async fn read(body: Option<Body>, limit: usize, time: Duration) -> Result<By
 }
 
 fn decode<R: IncomingRequest>(call: &Call, body: &Bytes) -> Result<R> {
+    // What is sent has a content; only actions such as leaving may come without a body.
+    if body.is_empty() && call.parts.method == http::Method::PUT {
+        return Err(refuse(Code::NotJson, "The body is empty: this call takes a JSON object."));
+    }
     let mut request = Request::new(&body[..]);
     *request.method_mut() = call.parts.method.clone();
     *request.uri_mut() = call.parts.uri.clone();

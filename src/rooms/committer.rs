@@ -179,8 +179,7 @@ async fn commit_batch(context: &mut Context, mut conn: Conn, jobs: &mut Vec<Job>
 async fn guarded<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut work = Box::pin(work);
     std::future::poll_fn(move |context| {
-        let polled =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.as_mut().poll(context)));
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.as_mut().poll(context)));
         match polled {
             Ok(poll) => poll,
             Err(_) => std::task::Poll::Ready(Err(Error::internal("a unit panicked"))),

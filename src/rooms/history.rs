@@ -85,7 +85,8 @@ async fn visible_from(server: &Server, room: &LiveRoom, user_id: &UserId, room_i
     let view = room.current()?;
     let visibility = view.state.history_visibility();
     if visibility == "shared" || visibility == "world_readable" {
-        let present = view.state.event(&StateEventType::RoomHistoryVisibility, "").map(|e| e.event_id.clone());
+        let present =
+            view.state.event(&StateEventType::RoomHistoryVisibility, "").map(|e| e.event_id.clone());
         if let (Some(present), Some((known, true))) = (&present, &*room.always_shared.lock())
             && known == present
         {

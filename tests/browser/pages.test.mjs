@@ -32,7 +32,6 @@ export function pagesTests(test, { browser, city, facility, bare }) {
 
         // Small letters and spaces, as people type.
         await fill(person.code.toLowerCase().replaceAll("-", " "));
-        if (process.env.TEMP_GOTO) await page.goto(`${city.enrolOrigin}/enrol/password`);
         await page.getByText("ご自分のパスワードを決めてください").waitFor();
         assert.match(await page.locator("main").innerText(), new RegExp(person.displayName));
         await shoot(page, "enrol-2");
@@ -109,7 +108,6 @@ export function pagesTests(test, { browser, city, facility, bare }) {
         await page.getByLabel("初期パスワード、または現在のパスワード").fill(PASSWORD);
         await page.getByLabel("登録コード").fill(city.sheets(sheets).code);
         await page.getByRole("button", { name: /次へ進む/ }).click();
-        if (process.env.TEMP_GOTO) await page.goto(`${city.enrolOrigin}/enrol/password`);
         await page.getByText("パスワードは変わりません。").waitFor();
         assert.equal(await page.locator('input[type="password"]').count(), 0);
         await shoot(page, "enrol-2-further");

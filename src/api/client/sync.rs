@@ -24,7 +24,9 @@ async fn sync(server: Arc<Server>, call: Call) -> Result<Answer> {
         match key.as_str() {
             "since" => request.since = Some(value),
             "filter" => request.filter = Some(value),
-            "full_state" => request.full_state = value == "true",
+            "full_state" => {
+                request.full_state = value.parse().map_err(|_| invalid("full_state is true or false."))?;
+            }
             "use_state_after" | "org.matrix.msc4222.use_state_after" => {
                 request.state_after |= value == "true"
             }

@@ -32,7 +32,9 @@ mod terminals;
 /// The routes of the internal listener, beside the client-server API for appservices.
 pub fn routes(routes: Routes) -> Routes {
     let mut routes = routes;
-    for add in [audit::routes, accounts::routes, rooms::routes, terminals::routes, mail::routes, stats::routes] {
+    for add in
+        [audit::routes, accounts::routes, rooms::routes, terminals::routes, mail::routes, stats::routes]
+    {
         routes = add(routes);
     }
     routes

@@ -104,13 +104,17 @@ async fn two_people_write_to_each_other() {
         .find(|id| bob.get_room(id).is_some())
         .expect("the city opened a room for both");
     let syncing = Arc::new(bob.clone());
-    let task = tokio::spawn(async move { syncing.sync(SyncSettings::default().timeout(Duration::from_secs(20))).await });
+    let task =
+        tokio::spawn(
+            async move { syncing.sync(SyncSettings::default().timeout(Duration::from_secs(20))).await },
+        );
     let room = alice.get_room(&room_id).unwrap();
     room.typing_notice(true).await.unwrap();
     let sent = room.send(RoomMessageEventContent::text_plain("昨夜から発熱があります")).await.unwrap();
     let event_id = sent.response.event_id;
     let got = loop {
-        let event = tokio::time::timeout(Duration::from_secs(20), hearing.recv()).await.expect("not heard").unwrap();
+        let event =
+            tokio::time::timeout(Duration::from_secs(20), hearing.recv()).await.expect("not heard").unwrap();
         if event.event_id == event_id {
             break event;
         }
@@ -118,10 +122,7 @@ async fn two_people_write_to_each_other() {
     assert_eq!(got.content.body(), "昨夜から発熱があります");
     assert_eq!(got.sender, alice.user_id().unwrap());
     let theirs = bob.get_room(&room_id).unwrap();
-    theirs
-        .send_single_receipt(ReceiptType::Read, ReceiptThread::Unthreaded, event_id.clone())
-        .await
-        .unwrap();
+    theirs.send_single_receipt(ReceiptType::Read, ReceiptThread::Unthreaded, event_id.clone()).await.unwrap();
     let members = theirs.members(matrix_sdk::RoomMemberships::JOIN).await.unwrap();
     assert!(members.len() >= 3, "{}", members.len());
     room.redact(&event_id, Some("間違い"), None).await.unwrap();

@@ -283,7 +283,8 @@ async fn related(
     let mut next = None;
     let mut conn = server.db.read().await?;
     'pages: loop {
-        let page = store::events::related(&mut conn, room_id, event_id, before, after, newest_first, 101).await?;
+        let page =
+            store::events::related(&mut conn, room_id, event_id, before, after, newest_first, 101).await?;
         if page.is_empty() {
             break;
         }
