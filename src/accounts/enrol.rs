@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 use ruma::OwnedUserId;
 
 use super::{
-    login::{refused, typed, user_id_of},
+    login::{Attempt, record_failure, refused, typed, user_id_of},
     passwords::{self, PASSWORD_BYTES_MAX},
     register::code_normal,
     sessions::hash_of,
@@ -100,12 +100,15 @@ pub async fn begin(
     id: &str,
     password: &str,
     code: &str,
+    address: std::net::IpAddr,
 ) -> Result<(String, Arc<Enrolment>)> {
     let id = typed(server, id);
     let now = server.now();
     let user_id = user_id_of(server, &id);
     let code_hash = hash_of(&code_normal(code));
-    let locked = server.lockout.is_locked(&id, None, now);
+    // Counted apart from logging in: whoever knows an ID could otherwise lock its owner out without a certificate.
+    let counted = format!("enrolment {id}");
+    let locked = server.lockout.is_locked(&counted, None, now);
     let mut conn = server.db.read().await?;
     let account = match &user_id {
         Some(user_id) => store::accounts::account(&mut conn, user_id.as_str()).await?,
@@ -137,10 +140,19 @@ pub async fn begin(
     let (Some(user_id), Some(account), Some(code), true) =
         (user_id, account, code, right && hash.is_some() && fits)
     else {
-        server.lockout.failed(&id, None, now);
+        let locks = server.lockout.failed(&counted, None, now);
+        let attempt = Attempt {
+            id: id.clone(),
+            password: String::new(),
+            terminal: None,
+            device_id: None,
+            device_name: None,
+            address,
+        };
+        record_failure(server, &attempt, &id, locks).await?;
         return Err(refused());
     };
-    server.lockout.succeeded(&id, None);
+    server.lockout.succeeded(&counted, None);
     let display_name = account.display_name.clone().unwrap_or_default();
     let mut names = vec![account.name, user_id.localpart().to_owned()];
     names.extend(facility.map(|facility| facility.name));

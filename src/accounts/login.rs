@@ -68,6 +68,10 @@ impl Lockout {
             if now - *at >= self.lock_ms {
                 *n = 0;
             }
+            if *n >= max {
+                // Locked already: trying on does not make it longer.
+                continue;
+            }
             *n += 1;
             *at = now;
             locks |= *n == max;
@@ -206,7 +210,7 @@ fn entry(attempt: &Attempt, actor: &str, now: i64, action: &str, result: &str) -
 }
 
 /// A failure goes to the audit log; the one that locks also to the city's control room (C10).
-async fn record_failure(server: &Arc<Server>, attempt: &Attempt, id: &str, locks: bool) -> Result<()> {
+pub async fn record_failure(server: &Arc<Server>, attempt: &Attempt, id: &str, locks: bool) -> Result<()> {
     // What was typed may be a password in the wrong field: only something that looks like an ID is recorded.
     let shown = user_id_of(server, id).filter(|user_id| {
         let local = user_id.localpart();

@@ -177,6 +177,10 @@ impl Routes {
                         let Ok(params) = params else {
                             return reply::error(invalid("The path is not UTF-8."));
                         };
+                        if parts.uri.to_string().contains("%00") {
+                            // PostgreSQL cannot store it: one request would fail its whole batch.
+                            return reply::error(invalid("The path or query has a NUL character."));
+                        }
                         let args = params.iter().map(|(_, value)| value.to_owned()).collect();
                         let call = Call {
                             parts,

@@ -55,7 +55,9 @@ pub fn check_policy(batch: &Batch, room: &NewRoom, city_user: &UserId) -> Result
         && room
             .initial_state
             .iter()
-            .all(|(kind, _, _)| kind != "m.room.join_rules" && kind != "m.room.member");
+            .all(|(kind, _, _)| {
+            kind != "m.room.join_rules" && kind != "m.room.member" && !kind.starts_with("jp.heya.")
+        });
     let together = *other == *city_user || batch.live.share_a_room(&room.creator, other);
     if !batch.policy.direct_rooms || !alone || !together || *other == room.creator {
         return Err(city_makes());

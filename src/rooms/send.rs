@@ -40,6 +40,11 @@ pub struct Sending {
     pub ts: Option<i64>,
 }
 
+/// What members may send as a message at a power below that of state: as state it would stay in every sync, or fool
+/// clients into hiding what the server keeps.
+const NEVER_STATE: [&str; 6] =
+    ["m.room.redaction", "m.reaction", "m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start"];
+
 /// Sends an event and answers its id when it is durable.
 pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
     let kind = sending.kind.to_string();
@@ -50,6 +55,12 @@ pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
         return Err(forbidden("A room is created once."));
     }
     known_room(server, &sending.sender, &sending.room_id)?;
+    if kind.starts_with("jp.heya.") && sending.sender != server.city_user && !server.config.policy.open_profile {
+        return Err(forbidden("What stands under jp.heya is the city's."));
+    }
+    if sending.state_key.is_some() && NEVER_STATE.contains(&kind.as_str()) {
+        return Err(forbidden("This is a message and never state."));
+    }
     let hint = Hint { rooms: vec![sending.room_id.clone()], txn: sending.txn.clone() };
     server
         .commit(hint, move |batch| {

@@ -40,7 +40,7 @@ export async function newPage(browser, clientCertificates) {
         ...(clientCertificates && { clientCertificates }),
     });
     const page = await context.newPage();
-    page.setDefaultTimeout(15_000);
+    page.setDefaultTimeout(30_000);
     page.watched = { origins: new Set(), errors: [] };
     context.on("request", (request) => {
         const url = new URL(request.url());

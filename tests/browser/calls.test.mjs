@@ -15,6 +15,10 @@ const POLICY = {
     // The city invites (DESIGN 14).
     "POST /_matrix/client/v3/rooms/{roomId}/invite": [403, "M_FORBIDDEN"],
     "PUT /_matrix/client/v3/rooms/{roomId}/state/m.room.avatar/": [403, "M_FORBIDDEN"],
+    // Element looks into the room of its address bar before its first sync; nobody looks in from outside here, and
+    // Element goes on after exactly this answer.
+    "GET /_matrix/client/v3/rooms/{roomId}/initialSync": [403, "M_FORBIDDEN"],
+    "GET /_matrix/client/v3/events": [403, "M_FORBIDDEN"],
     // Only an address that was confirmed gets mail (REQUIREMENTS H17).
     "POST /_matrix/client/v3/pushers/set": [400, "M_INVALID_PARAM"],
     // Media without a token are gone (client-server API 1.11, "Content repository"): a patient's pictures need one.

@@ -53,6 +53,11 @@ export class City {
             ].join("\n"),
         );
         city.process = spawn(BINARY, ["serve", "--config", file], { stdio: ["ignore", "ignore", "pipe"] });
+        // However the tests end, the server ends with them.
+        process.once("exit", () => {
+            city.process.kill();
+            rmSync(city.folder, { recursive: true, force: true });
+        });
         city.log = "";
         await new Promise((done, failed) => {
             city.process.stderr.setEncoding("utf8");

@@ -11,6 +11,8 @@ import { pagesTests } from "./pages.test.mjs";
 const parts = { pages: pagesTests, client: clientTests, calls: callsTests };
 const wanted = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(parts);
 for (const part of wanted) if (!(part in parts)) throw new Error(`no part "${part}": ${Object.keys(parts).join(", ")}`);
+// A signal, too, runs what waits for the exit.
+for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
 const clientDir = await bundle();
 const cities = [];
 let chromium;

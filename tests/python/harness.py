@@ -35,7 +35,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONTACT = "〇〇市 試験担当課\n電話 0000-00-1234"
-PG_BIN = pathlib.Path("/usr/lib/postgresql/15/bin")
+# The newest installed.
+PG_BIN = max(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name),
+             default=pathlib.Path("/usr/lib/postgresql/15/bin"))
 
 
 def binary() -> str:

@@ -72,7 +72,7 @@ async fn devices(server: &Server, who: &Requester) -> Result<Vec<Value>> {
         .into_iter()
         .map(|device| {
             let seen = server.sessions.last_seen(&who.user_id, &device.device_id).or(device.last_seen);
-            json!({"device_id": device.device_id, "display_name": device.display_name, "last_seen_ts": seen})
+            json!({"device_id": device.device_id, "display_name": device.display_name, "last_seen_ts": seen, "last_seen_ip": null})
         })
         .collect())
 }

@@ -73,9 +73,10 @@ fn start(server: &Server, error: Option<String>, login_id: &str) -> Result<Answe
 async fn begin(server: Arc<Server>, mut call: Call) -> Result<Answer> {
     let fields = fields(&server, &mut call).await?;
     let login_id: String = field(&fields, "login_id").chars().take(64).collect();
-    let limited = server.limiter.allow_before_login(peer(&call.parts)?.address.ip(), server.now());
+    let address = peer(&call.parts)?.address.ip();
+    let limited = server.limiter.allow_before_login(address, server.now());
     let begun = match limited {
-        Ok(()) => enrol::begin(&server, &login_id, field(&fields, "password"), field(&fields, "code")).await,
+        Ok(()) => enrol::begin(&server, &login_id, field(&fields, "password"), field(&fields, "code"), address).await,
         Err(error) => Err(error),
     };
     match begun {

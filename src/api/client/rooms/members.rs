@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ruma::{
-    OwnedRoomId, RoomId, UserId,
+    CanonicalJsonObject, OwnedRoomId, OwnedUserId, RoomId, UserId,
     api::client::membership::{
         ban_user::v3 as ban, forget_room::v3 as forget, get_member_events::v3 as members,
         invite_user::v3 as invite, join_room_by_id::v3 as join, join_room_by_id_or_alias::v3 as join_any,
@@ -14,7 +14,7 @@ use ruma::{
 use serde_json::json;
 
 use crate::{
-    error::{Code, Result, forbidden, not_found, refuse},
+    error::{Code, Result, forbidden, invalid, not_found, refuse},
     http::{
         caller::Requester,
         route::{Answer, Routes},
@@ -100,6 +100,58 @@ pub fn routes(routes: Routes) -> Routes {
             Ok(json!({"joined": joined}).into())
         })
         .raw::<members::Request, Requester, _, _>(list)
+}
+
+/// A membership set as state: the same as the endpoint for it, with the register's name and the audit log's line.
+pub(super) async fn by_state(
+    server: &Arc<Server>,
+    who: &Requester,
+    room_id: OwnedRoomId,
+    target: &str,
+    content: &CanonicalJsonObject,
+) -> Result<Answer> {
+    let target = OwnedUserId::try_from(target).map_err(|_| invalid("The state key is no user id."))?;
+    let text = |field: &str| content.get(field).and_then(|value| value.as_str()).map(ToOwned::to_owned);
+    let (membership, reason) = (text("membership").unwrap_or_default(), text("reason"));
+    let own = target == who.user_id;
+    let present = server.live.membership(&target, &room_id).map(|m| m.membership);
+    let (room, subject) = (room_id.clone(), target.clone());
+    match membership.as_str() {
+        "join" if own => joined(server, who, room_id.clone(), reason).await?,
+        "leave" if own => {
+            change(server, who, room_id.clone(), "member.leave", target.as_str(), move |batch, room_id, sender| {
+                Box::pin(async move { member::leave(batch, room_id, sender, reason.as_deref()).await })
+            })
+            .await?
+        }
+        "invite" => {
+            change(server, who, room_id.clone(), "member.invite", target.as_str(), move |batch, room_id, sender| {
+                Box::pin(async move { member::invite(batch, room_id, sender, &subject, reason.as_deref()).await })
+            })
+            .await?
+        }
+        "leave" if present.as_deref() == Some("ban") => {
+            change(server, who, room_id.clone(), "member.unban", target.as_str(), move |batch, room_id, sender| {
+                Box::pin(async move { member::ban(batch, room_id, sender, &subject, false, reason.as_deref()).await })
+            })
+            .await?
+        }
+        "leave" => {
+            change(server, who, room_id.clone(), "member.remove", target.as_str(), move |batch, room_id, sender| {
+                Box::pin(async move { member::kick(batch, room_id, sender, &subject, reason.as_deref()).await })
+            })
+            .await?
+        }
+        "ban" => {
+            change(server, who, room_id.clone(), "member.ban", target.as_str(), move |batch, room_id, sender| {
+                Box::pin(async move { member::ban(batch, room_id, sender, &subject, true, reason.as_deref()).await })
+            })
+            .await?
+        }
+        _ => return Err(forbidden("You are not allowed to do this in this room.")),
+    };
+    let event_id = server.live.membership(&target, &room).map(|m| m.event_id);
+    Ok(json!({"event_id": event_id}).into())
 }
 
 /// Runs a change of membership as a unit with its line in the audit log (C23).

@@ -70,18 +70,15 @@ async fn send_state(server: Arc<Server>, call: Call) -> Result<Answer> {
     let room_id = OwnedRoomId::try_from(call.arg(0)).map_err(|_| invalid("That is no room id."))?;
     let ts = call.query("ts").and_then(|ts| ts.parse().ok()).map(MilliSecondsSinceUnixEpoch);
     let (kind, state_key) = (call.arg(1).into(), Some(call.arg(2).to_owned()));
-    let (_, body) = call.body(&server).await?;
+    let (call, body) = call.body(&server).await?;
     let body: Box<RawValue> =
         serde_json::from_slice(&body).map_err(|_| refuse(Code::NotJson, "The body is not valid JSON."))?;
-    let sending = Sending {
-        ts: timestamp(&who, ts),
-        sender: who.user_id,
-        kind,
-        state_key,
-        content: content_of(&body)?,
-        txn: None,
-        room_id,
-    };
+    let content = content_of(&body)?;
+    if call.arg(1) == "m.room.member" && who.appservice.is_none() && !server.config.policy.open_profile {
+        return super::members::by_state(&server, &who, room_id, call.arg(2), &content).await;
+    }
+    let sending =
+        Sending { ts: timestamp(&who, ts), sender: who.user_id, kind, state_key, content, txn: None, room_id };
     Ok(json!({"event_id": sending::send(&server, sending).await?}).into())
 }
 
