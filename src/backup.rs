@@ -43,6 +43,11 @@ pub async fn write(config: &Config, folder: &Path) -> Result<Manifest> {
         std::fs::remove_dir_all(&part)?;
     }
     crate::files::private_folder(&part)?;
+    // Before the database: entries written in between would look like a cut-off log after a restore.
+    let heads = data.join("audit").join("heads");
+    if heads.exists() {
+        copy(&heads, &part.join("audit").join("heads"))?;
+    }
     let db = Db::open(&config.server.database_url, data).await?;
     let mut databases = std::collections::BTreeMap::new();
     let mut position = 0;
@@ -83,10 +88,6 @@ pub async fn write(config: &Config, folder: &Path) -> Result<Manifest> {
             return Err(Error::internal(format!("the medium {sha256} is damaged on the disk")));
         }
     }
-    let heads = data.join("audit").join("heads");
-    if heads.exists() {
-        copy(&heads, &part.join("audit").join("heads"))?;
-    }
     let manifest = Manifest { server_name, position, blobs: blobs.len(), databases };
     crate::files::write_private(
         &part.join("manifest.json"),
@@ -124,6 +125,7 @@ pub async fn restore(config: &Config, folder: &Path) -> Result<Manifest> {
         }
     }
     crate::files::private_folder(data)?;
+    let _lock = crate::files::lock(&data.join("lock"))?;
     copy_tree(&folder.join("media"), &data.join("media"))?;
     let heads = folder.join("audit").join("heads");
     if heads.exists() {

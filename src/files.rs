@@ -31,6 +31,18 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Takes the lock of a data folder: one server at a time. It goes with the process, however that ends.
+pub fn lock(path: &Path) -> Result<std::fs::File> {
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Error::internal(format!("another Heya uses this data folder ({} is locked)", path.display())))
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
 /// A secret in a file: read, or made with 256 random bits at the first start. A file that others may read is refused.
 pub fn secret(path: &Path) -> Result<String> {
     if !path.exists() {

@@ -184,6 +184,9 @@ pub async fn run(server: Arc<Server>) {
     }
 }
 
+/// How long new events are gathered before they are indexed.
+const GATHER: Duration = Duration::from_millis(500);
+
 async fn follow(server: &Arc<Server>) {
     let mut at = None;
     let mut wait = Duration::from_millis(500);
@@ -197,6 +200,11 @@ async fn follow(server: &Arc<Server>) {
                 at = Some(reached);
                 if reached >= server.live.position() {
                     committed.await;
+                    // Under load many events share one commit; whoever searches does not wait for it.
+                    tokio::select! {
+                        () = tokio::time::sleep(GATHER) => {}
+                        () = server.search_wanted.notified() => {}
+                    }
                 } else {
                     step_aside(server).await;
                 }
@@ -286,6 +294,7 @@ pub async fn caught_up(server: &Server) -> Result<()> {
             if indexed.unwrap_or(0) >= newest {
                 return Ok::<(), Error>(());
             }
+            server.search_wanted.notify_one();
             committed.await;
         }
     };

@@ -85,7 +85,7 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
     );
     listen(&mut tasks, &server, Listener::Internal, sockets.internal, None, internal_routes(), Vec::new());
     for appservice in server.appservices.all() {
-        if appservice.id != "city" || server.config.city.bot {
+        if appservice.id != "city" || server.config.city.bot && !server.config.policy.open_profile {
             tasks.spawn(delivery::run(Arc::clone(&server), Arc::clone(appservice)));
         }
     }

@@ -80,6 +80,10 @@ pub struct Server {
     pub stopping: tokio::sync::watch::Sender<bool>,
     /// Time and length of the revocation list when it was last read.
     pub list_stamp: Mutex<Option<(std::time::SystemTime, u64)>>,
+    /// Held while the server runs: one server per data folder.
+    pub lock: std::fs::File,
+    /// Wakes the search index before its time.
+    pub search_wanted: tokio::sync::Notify,
     /// Wakes the mail lease when a mail is owed.
     pub mail_owed: tokio::sync::Notify,
 }
@@ -100,6 +104,7 @@ impl Server {
         ] {
             crate::files::private_folder(folder)?;
         }
+        let lock = crate::files::lock(&data.join("lock"))?;
         let db = Arc::new(Db::open(&config.server.database_url, &data).await?);
         let name = OwnedServerName::try_from(config.server_name())?;
         let signer = Arc::new(signing_key(&keys, &name)?);
@@ -156,6 +161,8 @@ impl Server {
             registration_secret: crate::files::secret(&keys.join("registration.secret"))?,
             stopping: tokio::sync::watch::Sender::new(false),
             list_stamp: Mutex::default(),
+            lock,
+            search_wanted: tokio::sync::Notify::new(),
             mail_owed: tokio::sync::Notify::new(),
             name,
             city_user,

@@ -118,7 +118,7 @@ fn message(room_id: &OwnedRoomId, sender: &UserId, text: &str, txn: Option<&str>
         kind: "m.room.message".into(),
         state_key: None,
         content: heya::rooms::batch::canonical(json!({"msgtype": "m.text", "body": text})).unwrap(),
-        txn: txn.map(|txn| txn_key(sender, Some("D"), format!("send {room_id}"), txn)),
+        txn: txn.map(|txn| txn_key(sender, Some("D"), format!("send {room_id}"), txn).unwrap()),
         ts: None,
     }
 }

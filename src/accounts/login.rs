@@ -172,6 +172,7 @@ pub async fn log_in(server: &Arc<Server>, attempt: Attempt) -> Result<LoggedIn> 
         return Err(refused());
     };
     server.lockout.succeeded(&id, terminal);
+    check_device(attempt.device_id.as_deref(), attempt.device_name.as_deref())?;
     let device_id = attempt.device_id.clone().unwrap_or_else(|| crate::clock::readable_code(10));
     let sessions = Arc::clone(&server.sessions);
     let device_name = attempt.device_name.clone();
@@ -194,6 +195,17 @@ pub async fn log_in(server: &Arc<Server>, attempt: Attempt) -> Result<LoggedIn> 
         })
         .await?;
     Ok(LoggedIn { user_id, device_id, token })
+}
+
+/// Bounds on what a client calls itself.
+pub fn check_device(device_id: Option<&str>, name: Option<&str>) -> Result<()> {
+    let long = device_id.is_some_and(|id| id.is_empty() || id.len() > 255)
+        || name.is_some_and(|name| name.chars().count() > 100);
+    if long {
+        Err(crate::error::invalid("A device id has 1 to 255 bytes, its name at most 100 characters."))
+    } else {
+        Ok(())
+    }
 }
 
 fn entry(attempt: &Attempt, actor: &str, now: i64, action: &str, result: &str) -> audit::Entry {

@@ -41,6 +41,9 @@ pub fn routes(routes: Routes, config: &Config) -> Result<Routes> {
         })
         .at(http::Method::GET, "/config.json", client_config)
         .at(http::Method::GET, "/", |server, _| async move { file(&server, "index.html").await })
+        .at(http::Method::POST, "/{*path}", unknown)
+        .at(http::Method::PUT, "/{*path}", unknown)
+        .at(http::Method::DELETE, "/{*path}", unknown)
         .at(http::Method::GET, "/{*path}", |server, call| async move {
             let path = call.arg(0).to_owned();
             // matrix-js-sdk decides by the errcode of what is not served.
@@ -50,6 +53,11 @@ pub fn routes(routes: Routes, config: &Config) -> Result<Routes> {
             }
             file(&server, &path).await
         }))
+}
+
+/// With the folder served, only its files are asked for by GET: anything else is an endpoint that is not there.
+async fn unknown(_: Arc<Server>, _: Call) -> Result<Answer> {
+    Err(refuse(Code::Unrecognized, "There is no such endpoint here."))
 }
 
 /// What Element Web reads at its start: this server, Japanese, no guests, nothing outside.

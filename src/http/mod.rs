@@ -271,9 +271,13 @@ async fn connection<S>(
         _ => None,
     };
     let peer = Peer { address, presented: Arc::new(presented), listener: kind };
+    let activity = Arc::new(Activity::default());
+    let busy = Arc::clone(&activity);
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        router.clone().call(request.map(Body::new))
+        let answer = router.clone().call(request.map(Body::new));
+        let working = busy.begin();
+        async move { answer.await.map(|response| response.map(|body| Whole { body, _working: working })) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -305,9 +309,74 @@ async fn connection<S>(
         }
         // Dropping the connection ends its long polls at once.
         () = revoked => {}
+        // Nobody keeps a connection for nothing: neither before the first request nor between two.
+        () = activity.idle_for(Duration::from_secs(server.config.limits.request_seconds)) => {}
         () = crate::server::stopped(&mut stopping) => {
             serving.as_mut().graceful_shutdown();
             let _ = tokio::time::timeout(Duration::from_secs(5), serving).await;
+        }
+    }
+}
+
+/// Whether a connection has requests under way, and since when it has none.
+#[derive(Default)]
+struct Activity {
+    under_way: std::sync::atomic::AtomicUsize,
+    changes: std::sync::atomic::AtomicU64,
+}
+
+/// One request under way.
+struct Working(Arc<Activity>);
+
+/// A body that counts as work until its last byte is sent: a large file on a slow line is no idle connection.
+struct Whole {
+    body: Body,
+    _working: Working,
+}
+
+impl hyper::body::Body for Whole {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, axum::Error>>> {
+        std::pin::Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+        self.0.changes.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+    }
+}
+
+impl Activity {
+    fn begin(self: &Arc<Self>) -> Working {
+        self.under_way.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+        self.changes.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+        Working(Arc::clone(self))
+    }
+
+    /// Ends when there was no request for so long.
+    async fn idle_for(&self, time: Duration) {
+        use std::sync::atomic::Ordering::Acquire;
+        loop {
+            let before = self.changes.load(Acquire);
+            tokio::time::sleep(time).await;
+            if self.under_way.load(Acquire) == 0 && self.changes.load(Acquire) == before {
+                return;
+            }
         }
     }
 }

@@ -78,7 +78,18 @@ pub async fn actions_in(ruleset: &Ruleset, event: &Event, context: &PushConditio
         return Vec::new();
     }
     match Raw::<Value>::from_json_string(format!("{}}}", event.client)) {
-        Ok(raw) => ruleset.get_actions(&raw, context).await.to_vec(),
+        Ok(raw) => {
+            // A pattern with thousands of `*` makes ruma's regex too large, and ruma panics: a rule that cannot be
+            // tried says nothing, and the follower goes on. Long patterns are refused when rules are set.
+            let mut actions = Box::pin(ruleset.get_actions(&raw, context));
+            std::future::poll_fn(|cx| {
+                let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    actions.as_mut().poll(cx).map(<[Action]>::to_vec)
+                }));
+                polled.unwrap_or(std::task::Poll::Ready(Vec::new()))
+            })
+            .await
+        }
         Err(_) => Vec::new(),
     }
 }

@@ -571,6 +571,10 @@ impl Batch {
         if let Some(state_key) = &event.state_key {
             let kind = StateEventType::from(event.kind.to_string());
             let room = self.room_mut(&event.room_id).await?;
+            let later: Vec<_> = room.state.events().filter_map(|e| e.with_former(&event)).collect();
+            for copy in later {
+                room.state.set(copy);
+            }
             if room.state.event(&kind, state_key).is_some_and(|e| e.event_id == event.event_id) {
                 room.state.set(Arc::clone(&event));
             }

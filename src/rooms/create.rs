@@ -52,10 +52,7 @@ pub fn check_policy(batch: &Batch, room: &NewRoom, city_user: &UserId) -> Result
     };
     let [other] = room.invite.as_slice() else { return Err(city_makes()) };
     let alone = room.preset != "public_chat"
-        && room
-            .initial_state
-            .iter()
-            .all(|(kind, _, _)| {
+        && room.initial_state.iter().all(|(kind, _, _)| {
             kind != "m.room.join_rules" && kind != "m.room.member" && !kind.starts_with("jp.heya.")
         });
     let together = *other == *city_user || batch.live.share_a_room(&room.creator, other);

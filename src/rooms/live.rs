@@ -518,6 +518,16 @@ impl LiveRoom {
                     }
                 }
                 Change::Replaced(event) => {
+                    // What came after it told the old content as what it replaced.
+                    for old in &mut timeline.events {
+                        if let Some(copy) = old.with_former(&event) {
+                            *old = copy;
+                        }
+                    }
+                    let later: Vec<_> = view.state.events().filter_map(|e| e.with_former(&event)).collect();
+                    for copy in later {
+                        view.state.set(copy);
+                    }
                     if let Some(old) = timeline.events.iter_mut().find(|e| e.event_id == event.event_id) {
                         *old = Arc::clone(&event);
                     }

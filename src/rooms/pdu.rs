@@ -264,6 +264,21 @@ impl Event {
         content.remove(field)
     }
 
+    /// A copy of this event that tells the redacted form of the event it replaced; none where it replaced another.
+    pub fn with_former(&self, redacted: &Arc<Self>) -> Option<Arc<Self>> {
+        let extra = self.extra.get()?;
+        if extra.replaces.as_ref()?.event_id != redacted.event_id {
+            return None;
+        }
+        let mut copy =
+            Self::from_pdu(&self.pdu, self.event_id.clone(), self.room_id.clone(), self.position).ok()?;
+        copy.txn.clone_from(&self.txn);
+        copy.redacted_by.clone_from(&self.redacted_by);
+        let extra = Extra { replaces: Some(Arc::clone(redacted)), because: extra.because.clone() };
+        copy.extra = std::sync::OnceLock::from(extra);
+        Some(Arc::new(copy))
+    }
+
     /// Memory it takes, roughly, for cache budgets.
     pub fn bytes(&self) -> usize {
         self.pdu.len() * 2 + self.content.get().len() + 600

@@ -55,7 +55,10 @@ pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
         return Err(forbidden("A room is created once."));
     }
     known_room(server, &sending.sender, &sending.room_id)?;
-    if kind.starts_with("jp.heya.") && sending.sender != server.city_user && !server.config.policy.open_profile {
+    if kind.starts_with("jp.heya.")
+        && sending.sender != server.city_user
+        && !server.config.policy.open_profile
+    {
         return Err(forbidden("What stands under jp.heya is the city's."));
     }
     if sending.state_key.is_some() && NEVER_STATE.contains(&kind.as_str()) {
@@ -161,6 +164,9 @@ pub async fn redact(
                 if event.sender != sender && !may_redact_others(batch, &room_id, &sender).await? {
                     return Err(forbidden("You may redact only what you wrote yourself."));
                 }
+                if event.is_state() && !may_set(batch, &room_id, &sender, &event).await? {
+                    return Err(forbidden("You may redact only what you could set."));
+                }
                 let mut content = CanonicalJsonObject::new();
                 if let Some(reason) = reason {
                     content.insert("reason".to_owned(), reason.into());
@@ -185,6 +191,22 @@ pub async fn redact(
             })
         })
         .await
+}
+
+/// In a room of the city, whoever empties a piece of state must be able to set it; one's own membership stays readable.
+async fn may_set(batch: &mut Batch, room_id: &RoomId, user_id: &UserId, event: &Event) -> Result<bool> {
+    let room = batch.room(room_id).await?;
+    if room.row.room_number.is_none() {
+        return Ok(true);
+    }
+    let levels = room.state.event(&StateEventType::RoomPowerLevels, "");
+    let levels: Value = match levels {
+        Some(levels) => serde_json::from_str(levels.content.get())?,
+        None => Value::Null,
+    };
+    let needed =
+        levels["events"][event.kind.to_string()].as_i64().or_else(|| levels["state_default"].as_i64());
+    Ok(power(room, user_id)? >= needed.unwrap_or(50))
 }
 
 /// Whether the user's power reaches the room's `redact` level.
@@ -244,6 +266,7 @@ pub async fn read(
     let room = server.live.room(&server.db, &room_id).await?;
     let mut moves = Vec::new();
     for (kind, thread, event_id) in receipts {
+        check_thread(server, &room, &user_id, &thread).await?;
         let Some(event) = super::history::event_of(server, &room, &event_id).await? else { continue };
         if event.room_id != room_id {
             continue;
@@ -273,6 +296,30 @@ pub async fn read(
         .await
 }
 
+/// A thread is `main` or an event of the room, and one person has so many threads in one room.
+async fn check_thread(
+    server: &Server,
+    room: &super::live::LiveRoom,
+    user_id: &UserId,
+    thread: &str,
+) -> Result<()> {
+    const THREADS_MAX: usize = 500;
+    if thread.is_empty() || thread == "main" {
+        return Ok(());
+    }
+    let known = match <&EventId>::try_from(thread) {
+        Ok(id) => super::history::event_of(server, room, id).await?,
+        Err(_) => None,
+    };
+    let of_room =
+        known.is_some_and(|event| room.view().is_some_and(|view| view.row.room_id == event.room_id));
+    let threads = room.receipts.read().keys().filter(|(user, _, _)| user == user_id).count();
+    if !of_room || threads > THREADS_MAX {
+        return Err(crate::error::invalid("thread_id is \"main\" or the id of an event of the room."));
+    }
+    Ok(())
+}
+
 fn receipt(
     room_id: &RoomId,
     user_id: &UserId,
@@ -293,14 +340,20 @@ fn receipt(
     }
 }
 
+/// The longest id that a client chooses, in bytes: PostgreSQL's indexes hold no long ones.
+pub const ID_BYTES_MAX: usize = 255;
+
 /// A transaction key of a client's request.
-pub fn txn_key(user_id: &UserId, device_id: Option<&str>, scope: String, txn_id: &str) -> TxnKey {
-    TxnKey {
+pub fn txn_key(user_id: &UserId, device_id: Option<&str>, scope: String, txn_id: &str) -> Result<TxnKey> {
+    if txn_id.len() > ID_BYTES_MAX || scope.len() > 4 * ID_BYTES_MAX {
+        return Err(crate::error::invalid("A transaction id has at most 255 bytes."));
+    }
+    Ok(TxnKey {
         user_id: user_id.to_owned(),
         device_id: device_id.unwrap_or_default().to_owned(),
         scope,
         txn_id: txn_id.to_owned(),
-    }
+    })
 }
 
 /// An event id as it may come in a path.

@@ -168,7 +168,14 @@ pub fn relation(event: &Event) -> Option<Relation> {
     if event.is_state() || !event.content.get().contains("m.relates_to") {
         return None;
     }
-    serde_json::from_str::<Content>(event.content.get()).ok().map(|content| content.relates_to)
+    let relation = serde_json::from_str::<Content>(event.content.get()).ok()?.relates_to;
+    // Longer ones are no relations that anybody can follow, and PostgreSQL's index would refuse them.
+    let long = relation
+        .event_id
+        .len()
+        .max(relation.rel_type.len())
+        .max(relation.key.as_ref().map_or(0, String::len));
+    (long <= 255).then_some(relation)
 }
 
 /// Which of these client transactions have been done, and what they made.

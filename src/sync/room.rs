@@ -30,6 +30,9 @@ const TIMELINE_DEFAULT: usize = 20;
 /// Events in a timeline at most.
 const TIMELINE_MAX: usize = 100;
 
+/// Events looked at for one timeline: a filter that nothing passes must not read a whole room.
+const LOOKED_AT_MAX: usize = 2_000;
+
 /// What a sync asks for, the same for all of its rooms.
 pub struct Wanted<'a> {
     /// Who asks.
@@ -91,10 +94,16 @@ pub async fn timeline(
         // Memory does not reach back far enough.
         let mut before = events.last().map_or_else(|| upto.min(oldest) + 1, |event| event.position);
         let mut conn = server.db.read().await?;
+        let mut looked_at = 0;
         'pages: loop {
+            if looked_at >= LOOKED_AT_MAX {
+                limited = true;
+                break;
+            }
             let page = store::events::before(&mut conn, room_id, before, limit + 1).await?;
             let Some(last) = page.last() else { break };
             before = last.position;
+            looked_at += page.len();
             for event in page {
                 if event.position <= since {
                     break 'pages;

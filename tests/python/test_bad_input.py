@@ -378,6 +378,73 @@ def test_odd_ids_at_login(server, person, user):
     assert answer.errcode in ("M_FORBIDDEN", "M_BAD_JSON", "M_INVALID_PARAM"), answer
 
 
+@pytest.mark.parametrize("more", [
+    {"device_id": "x" * 300}, {"device_id": "x" * 10_000}, {"device_id": "a\0b"}, {"device_id": 7}, {"device_id": "あ" * 100},
+    {"initial_device_display_name": "x" * 100_000}, {"initial_device_display_name": 7}])
+def test_devices_at_login(server, person, more):
+    answer = server.log_in(server.public(person.terminal), person.login_id, person.password, **more)
+    if answer.status == 200:
+        # Cut to a sensible length is as good as refused.
+        client = server.public(person.terminal, answer.json["access_token"])
+        device = client.ok("GET", f"{C}/devices/{quote(answer.json['device_id'])}")
+        assert len(device["device_id"].encode()) <= 255 and len(device.get("display_name") or "") <= 255, "no limit"
+    else:
+        assert answer.status == 400 and answer.errcode in ("M_BAD_JSON", "M_INVALID_PARAM"), answer
+
+
+def test_an_empty_device_id_is_none(server, person):
+    done = server.log_in(server.public(person.terminal), person.login_id, person.password, device_id="")
+    assert done.status == 400 or done.json["device_id"] != ""
+
+
+COUNTS = {
+    "types of account data": 1_200, "tags": 600, "one-time keys": 30, "uploads that nobody shows": 400,
+    "messages that wait for a device": 200,
+}
+
+
+@pytest.mark.parametrize("what", COUNTS)
+def test_counts_have_a_limit(server, person, room, what):
+    """Everything that comes from outside has a limit in count; which, is the server's to say."""
+    other = server.first_staff()
+    me, client = quote(person.user_id), person.client
+    sent = "y" * 50_000
+
+    def one(n: int):
+        match what:
+            case "types of account data":
+                return client.put(f"{C}/user/{me}/account_data/jp.example.n{n}", {"a": 1})
+            case "tags":
+                return client.put(f"{C}/user/{me}/rooms/{quote(room)}/tags/u.{n}", {})
+            case "one-time keys":
+                keys = {f"signed_curve25519:{n}_{k}": {"key": "x"} for k in range(190)}
+                return client.post(f"{C}/keys/upload", {"one_time_keys": keys})
+            case "uploads that nobody shows":
+                return client.post("/_matrix/media/v3/upload", body=b"%d" % n, headers={"Content-Type": "text/plain"})
+            case _:
+                return client.put(f"{C}/sendToDevice/m.x/{secrets.token_hex(4)}-{n}", {"messages": {other.user_id: {"*": {"x": sent}}}})
+
+    for n in range(COUNTS[what]):
+        answer = one(n)
+        if answer.status != 200:
+            assert 400 <= answer.status < 500 and answer.errcode, answer
+            return
+    if what == "one-time keys":
+        # Old ones may go instead.
+        assert client.ok("POST", f"{C}/keys/upload", {})["one_time_key_counts"]["signed_curve25519"] < 5_000
+    elif what == "messages that wait for a device":
+        waiting, since = 0, None
+        while True:  # what has been kept comes in pages
+            answer = other.client.sync(since)
+            part = answer.get("to_device", {}).get("events", [])
+            waiting, since = waiting + len(part), answer["next_batch"]
+            if not part:
+                break
+        assert waiting < COUNTS[what], f"{waiting} messages, 10 MB, waited for one device"
+    else:
+        pytest.fail(f"no limit: {COUNTS[what]} were kept")
+
+
 def test_odd_uploads(server, person):
     client = person.client
     for name, kind, content in (

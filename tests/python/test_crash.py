@@ -69,6 +69,7 @@ def _check(person: Person, room: str, writers: list[Writer]) -> None:
         assert not lost, f"acknowledged and lost: {lost}"
 
 
+@pytest.mark.timeout(60 + 15 * SEEDS)
 def test_kill_at_random_moments(database: str, fresh):
     server = fresh(database)
     people = [server.person() for _ in range(2)]

@@ -949,3 +949,84 @@ def test_a_changed_server_name_refuses_to_start(fresh):
     config.write_text(config.read_text().replace("[server]\n", '[server]\nserver_name = "other.example.jp"\n'))
     with pytest.raises(AssertionError, match="server name|server_name|サーバー名"):
         server.start()
+
+
+# Logs and files ------------------------------------------------------------------------------------------------------
+
+
+def test_the_log_holds_no_secret_at_any_level(fresh):
+    """DESIGN 21: the route template, never path, query or file name; no secret, content or person's name."""
+    server = fresh(config={"server": {"log": "debug"}})
+    person = server.person(server.facility("記録に出ない事業所"), name="記録出内子")
+    initial, code = server.secrets_of(person)
+    server.log_in(server.public(person.terminal), person.login_id, "Typed-in-wrong-9")
+    server.log_in(server.public(person.terminal), "Password-as-id-9", "x")
+    room = server.room(person, name="記録に出ない部屋")
+    event = person.client.say(room, "記録に出ない内容")
+    person.client.get(f"/_matrix/client/v3/rooms/{quote(room)}/event/{quote(event)}?secretquery=1")
+    person.client.get("/_matrix/client/v3/secretpath/x")
+    person.client.post("/_matrix/media/v3/upload?filename=secretname.txt", body=b"secretcontent", headers={"Content-Type": "text/plain"})
+    person.client.put(f"/_matrix/client/v3/rooms/{quote(room)}/send/m.room.message/t", body=b'{"secretbody": ')
+    person.client.post("/_matrix/client/v3/search", {"search_categories": {"room_events": {"search_term": "secretsearch"}}})
+    server.public(person.terminal, "secrettoken").get(WHOAMI)
+    Enrolment(server).begin(person.login_id, initial, code)
+    server.revoke(server.terminal_number(person))
+    server.stop()
+    log = server.log()
+    assert "request" in log, "debug shows requests"
+    for secret in (initial, code, code.replace("-", ""), person.password, person.token, "Typed-in-wrong-9", "Password-as-id-9",
+                   "記録に出ない", "記録出内子", room, event, "secret", server.secret("command.token"), server.secret("mail.token"),
+                   person.terminal.p12_password):
+        assert secret.lower() not in log.lower().replace("heya_secret", ""), secret
+
+
+def test_nobody_else_on_the_machine_reads_the_data(fresh):
+    """DESIGN 20: one data folder, its owner's only; patients' data are in the database and the media."""
+    server = fresh()
+    person = server.person()
+    room = server.room(person)
+    person.client.say(room, "内容")
+    person.client.post("/_matrix/media/v3/upload", body=b"hello", headers={"Content-Type": "text/plain"})
+    open_to_others = server.data.stat().st_mode & 0o077
+    readable = [str(path.relative_to(server.data)) for path in server.data.rglob("*") if path.stat().st_mode & 0o077]
+    # Either the folder is closed, or every file in it is.
+    assert not open_to_others or not readable, readable
+    for path in (server.data / "keys").iterdir():
+        assert path.suffix == ".pem" or path.stat().st_mode & 0o077 == 0, path
+
+
+def test_names_are_text_on_pages(city):
+    """No name becomes markup on the sheets and pages."""
+    name = '<img src=x onerror=alert(1)>"&'
+    person = city.issue(name=name)
+    for sheet in person.sheets:
+        assert "<img" not in (city.data / sheet).read_text()
+    one = Enrolment(city)
+    one.begin(person.login_id, *city.secrets_of(person))
+    assert "<img" not in one.page
+    one.choose("Ume-hana-3711", label='"><script>alert(1)</script>')
+    assert "<img" not in one.page and "<script" not in one.page
+
+
+def test_the_city_needs_no_outside(fresh):
+    """C31: with everything on, the process holds connections to nothing but itself."""
+    import pathlib
+    import re as regex
+
+    server = fresh(bot=True)
+    person = server.person()
+    person.client.say(server.room(person), "https://example.jp/ を見てください")
+    inodes = set()
+    for entry in pathlib.Path(f"/proc/{server.process.pid}/fd").iterdir():
+        try:
+            found = regex.match(r"socket:\[(\d+)\]", str(entry.readlink()))
+        except OSError:
+            continue
+        if found:
+            inodes.add(found[1])
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        for line in pathlib.Path(f"/proc/{server.process.pid}/net/{table}").read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[9] in inodes:
+                remote = columns[2].split(":")[0]
+                assert remote in ("0100007F", "00000000", "0" * 32, "0" * 24 + "01000000"), line

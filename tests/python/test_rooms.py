@@ -532,6 +532,102 @@ def test_transaction_ids(any_city, people):
     assert len(redacted) == 1
 
 
+def test_names_follow_the_rule(any_city, people):
+    """H10: a name is the facility's and the person's, and nobody takes another's in one room or in all."""
+    a, b = people[0], people[1]
+    staff = any_city.first_staff()
+    room = any_city.room(a, b, staff)
+    real = a.client.state(room, "m.room.member", a.user_id)["displayname"]
+    spoofs = [
+        ("PUT", f"{R}{quote(room)}/state/m.room.member/{quote(a.user_id)}", {"membership": "join", "displayname": "〇〇市 担当者"}),
+        ("PUT", f"/_matrix/client/v3/profile/{quote(a.user_id)}/displayname", {"displayname": "〇〇市 担当者"}),
+        ("DELETE", f"/_matrix/client/v3/profile/{quote(a.user_id)}/displayname", None),
+    ]
+    for method, path, body in spoofs:
+        answer = a.client.request(method, path, json_body=body)
+        assert answer.status in (200, 403), answer
+        assert b.client.state(room, "m.room.member", a.user_id)["displayname"] == real, f"{method} {path}"
+        assert b.client.ok("GET", f"/_matrix/client/v3/profile/{quote(a.user_id)}")["displayname"] == real
+    capabilities = a.client.ok("GET", "/_matrix/client/v3/capabilities")["capabilities"]
+    assert capabilities.get("m.set_displayname", {}).get("enabled") is False or (
+        "displayname" in str(capabilities.get("m.profile_fields"))), "clients must not offer what is refused"
+
+
+def test_what_a_room_is_cannot_be_redacted_away(any_city, people):
+    """DESIGN 14: state that only the city may set stays, though staff may redact others' events."""
+    member, staff = people[0], any_city.first_staff()
+    room = any_city.room(member, staff)
+    for event in member.client.ok("GET", f"{R}{quote(room)}/state"):
+        if event["type"] in ("jp.heya.room", "m.room.power_levels", "m.room.create", "m.room.join_rules",
+                             "m.room.history_visibility", "m.room.guest_access"):
+            path = f"{R}{quote(room)}/redact/{quote(event['event_id'])}/{secrets.token_hex(4)}"
+            for person in (member, staff):
+                assert person.client.put(path, {}).told == FORBIDDEN, (event["type"], person.login_id)
+            assert member.client.state(room, event["type"]) == event["content"]
+
+
+def test_others_cannot_edit(any_city, people):
+    """Client-server API, "Event replacements": an edit by another sender is none."""
+    a, b = people[0], people[1]
+    room = any_city.room(a, b)
+    event = a.client.say(room, "本人の言葉")
+    b.client.request("PUT", f"{R}{quote(room)}/send/m.room.message/{secrets.token_hex(4)}", json_body={
+        "msgtype": "m.text", "body": "* 偽の言葉", "m.new_content": {"msgtype": "m.text", "body": "偽の言葉"},
+        "m.relates_to": {"rel_type": "m.replace", "event_id": event}})
+    seen = a.client.ok("GET", f"{R}{quote(room)}/event/{quote(event)}")
+    assert seen["content"]["body"] == "本人の言葉" and "偽" not in str(seen)
+    own = a.client.say(room, "* 直した言葉", **{
+        "m.new_content": {"msgtype": "m.text", "body": "直した言葉"}, "m.relates_to": {"rel_type": "m.replace", "event_id": event}})
+    found = a.client.ok("GET", f"/_matrix/client/v1/rooms/{quote(room)}/relations/{quote(event)}/m.replace")["chunk"]
+    assert own in [one["event_id"] for one in found]
+
+
+def test_a_redacted_photo_is_gone(any_city, people):
+    """DESIGN 12: media need an event that still shows them."""
+    a, b = people[0], people[1]
+    room = any_city.room(a, b)
+    mxc = upload(a)
+    event = a.client.say(room, "写真", msgtype="m.image", url=mxc)
+    assert b.client.get(media_path(mxc)).status == 200
+    a.client.ok("PUT", f"{R}{quote(room)}/redact/{quote(event)}/r", {})
+    assert b.client.get(media_path(mxc)).status in (403, 404)
+
+
+def test_notifications_of_a_former_member_tell_nothing(any_city, people):
+    """DESIGN 14: nothing on every read path."""
+    a = people[0]
+    b = any_city.person()
+    room = any_city.room(a, b)
+    a.client.say(room, "あなたあての機微な内容", **{"m.mentions": {"user_ids": [b.user_id]}})
+
+    def listed() -> str:
+        return str(b.client.ok("GET", "/_matrix/client/v3/notifications"))
+
+    before = listed()
+    any_city.change_members(room, remove=[b])
+    assert "機微" not in listed(), before
+    unread = b.client.sync().get("rooms", {}).get("join", {})
+    assert room not in unread
+
+
+def test_receipts_and_typing_reach_members_only(any_city, people):
+    a, b, c = people[0], people[1], people[2]
+    room = any_city.room(a, b, c)
+    since = c.client.sync()["next_batch"]
+    event = a.client.say(room, "x")
+    any_city.change_members(room, remove=[c])
+    b.client.ok("POST", f"{R}{quote(room)}/receipt/m.read/{quote(event)}", {})
+    b.client.ok("PUT", f"{R}{quote(room)}/typing/{quote(b.user_id)}", {"typing": True, "timeout": 5000})
+    for token in (since, None):
+        assert b.user_id not in str(c.client.sync(token).get("rooms", {}).get("leave", {}).get(room, {}).get("ephemeral"))
+        assert room not in c.client.sync(token).get("rooms", {}).get("join", {})
+    # A private receipt is nobody else's.
+    later = a.client.say(room, "y")
+    since = b.client.sync()["next_batch"]
+    a.client.ok("POST", f"{R}{quote(room)}/receipt/m.read.private/{quote(later)}", {})
+    assert "m.read.private" not in str(b.client.sync(since))
+
+
 # DESIGN 13: no encryption -------------------------------------------------------------------------------------------
 
 

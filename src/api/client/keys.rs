@@ -253,7 +253,7 @@ struct Messages {
 async fn send_to_device(server: Arc<Server>, call: Call) -> Result<Answer> {
     let who = caller::requester(&server, &call.parts).await?;
     let kind = call.arg(0).to_owned();
-    let key = txn_key(&who.user_id, who.device_id.as_deref(), format!("to_device {kind}"), call.arg(1));
+    let key = txn_key(&who.user_id, who.device_id.as_deref(), format!("to_device {kind}"), call.arg(1))?;
     let (_, body) = call.json::<Messages>(&server).await?;
     if body.messages.values().map(BTreeMap::len).sum::<usize>() > DEVICES_MAX || kind.len() > 255 {
         return Err(invalid("Too many devices at once."));

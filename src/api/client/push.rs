@@ -227,12 +227,20 @@ async fn actions(
     Ok(get_pushrule_actions::v3::Response::new(rule.actions().to_vec()))
 }
 
+/// The longest rule, roughly, and wildcards in one: what they match is compiled for every message.
+const RULE_BYTES_MAX: usize = 4_096;
+const WILDCARDS_MAX: usize = 16;
+
 async fn put_rule(
     server: Arc<Server>,
     who: Requester,
     request: set_pushrule::v3::Request,
 ) -> Result<set_pushrule::v3::Response> {
     let set_pushrule::v3::Request { rule, before, after, .. } = request;
+    let text = format!("{rule:?}");
+    if text.len() > RULE_BYTES_MAX || text.matches('*').count() > WILDCARDS_MAX {
+        return Err(invalid("The rule is too long, or has too many wildcards."));
+    }
     change(&server, &who, move |rules| {
         rules.insert(rule, after.as_deref(), before.as_deref()).map_err(|error| match error {
             InsertPushRuleError::UnknownRuleId => not_found("There is no rule of the id in before or after."),

@@ -190,6 +190,7 @@ async fn make(
     let device = (!request.inhibit_login && kind == "open")
         .then(|| request.device_id.clone().map_or_else(|| crate::clock::readable_code(10), String::from));
     let device_name = request.initial_device_display_name.clone();
+    crate::accounts::login::check_device(device.as_deref(), device_name.as_deref())?;
     let sessions = Arc::clone(&server.sessions);
     let (for_unit, device_id) = (user_id.clone(), device.clone());
     let token = server

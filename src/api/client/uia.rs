@@ -29,7 +29,8 @@ pub async fn password(
     let now = server.now();
     let purpose = format!("{}\n{operation}", who.user_id);
     let Some(AuthData::Password(given)) = auth else { return Err(ask(&begin(server, purpose, now), None)) };
-    let session = given.session.clone().unwrap_or_default();
+    // Clients that know the password already send it at once, without a session of before.
+    let session = given.session.clone().unwrap_or_else(|| begin(server, purpose.clone(), now));
     {
         let mut all = server.interactive.lock();
         all.retain(|_, (_, at)| now - *at < SESSION_MS);

@@ -59,7 +59,8 @@ pub fn routes(routes: Routes) -> Routes {
         .at(http::Method::GET, "/_matrix/client/v1/auth_metadata", |_, _| async {
             Err(crate::error::refuse(crate::error::Code::Unrecognized, "This server has no OAuth 2.0 API yet."))
         })
-        .at(http::Method::GET, "/_matrix/client/v3/thirdparty/protocol/{protocol}", |_, _| async {
+        .at(http::Method::GET, "/_matrix/client/v3/thirdparty/protocol/{protocol}", |server, call| async move {
+            caller::requester(&server, &call.parts).await?;
             Err(not_found("No such protocol."))
         })
 }

@@ -81,25 +81,31 @@ where
             refuse(Code::MissingParam, "A header Idempotency-Key of at most 128 characters is needed.")
         })?
         .to_owned();
-    let template = call.template;
+    // The key belongs to this very path and body.
+    let path = call.parts.uri.path().to_owned();
     let (_, body) = call.json::<Value>(&server).await?;
+    let asked = crate::accounts::sessions::hash_of(&body.to_string());
     let acting = body["acting"].as_str().unwrap_or_default().to_owned();
     let body: B = serde_json::from_value(body)
         .map_err(|error| refuse(Code::BadJson, format!("The JSON is not what this call takes: {error}.")))?;
     let hint = hint(&body);
-    let key = format!("{template} {key}");
+    let key = format!("{path} {key}");
     let text = server
         .commit(hint, move |batch| {
             Box::pin(async move {
-                if let Some(answer) = store::meta::idempotent_answer(batch.reading(), &key).await? {
-                    return Ok(answer);
+                if let Some(kept) = store::meta::idempotent_answer(batch.reading(), &key).await? {
+                    return match kept.split_once('\n') {
+                        Some((of, answer)) if of == asked => Ok(answer.to_owned()),
+                        _ => Err(refuse(Code::Exists, "This Idempotency-Key was used for another request.")),
+                    };
                 }
                 if acting != "command" && !is_city_staff(batch.reading(), &acting).await? {
                     return Err(forbidden("acting must be an active member of the city's staff."));
                 }
                 let answer = serde_json::to_string(&unit(batch, body, acting).await?)?;
                 let now = batch.now;
-                store::meta::keep_answer(batch.sql().await?, &key, &answer, now).await?;
+                let kept = format!("{asked}\n{answer}");
+                store::meta::keep_answer(batch.sql().await?, &key, &kept, now).await?;
                 Ok(answer)
             })
         })

@@ -76,7 +76,10 @@ async fn begin(server: Arc<Server>, mut call: Call) -> Result<Answer> {
     let address = peer(&call.parts)?.address.ip();
     let limited = server.limiter.allow_before_login(address, server.now());
     let begun = match limited {
-        Ok(()) => enrol::begin(&server, &login_id, field(&fields, "password"), field(&fields, "code"), address).await,
+        Ok(()) => {
+            enrol::begin(&server, &login_id, field(&fields, "password"), field(&fields, "code"), address)
+                .await
+        }
         Err(error) => Err(error),
     };
     match begun {

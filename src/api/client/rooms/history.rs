@@ -36,6 +36,9 @@ use crate::{
 
 /// Events of one page at most.
 const PAGE_MAX: usize = 1_000;
+/// Events looked at for one page: a filter that nothing passes must not read a whole room. The page is then short, and
+/// its token goes on.
+const LOOKED_AT_MAX: usize = 2_000;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
@@ -128,6 +131,7 @@ async fn backward(
 ) -> Result<(Vec<Arc<Event>>, Option<i64>)> {
     let mut events = Vec::with_capacity(limit.min(100));
     let mut at = from + 1;
+    let mut looked_at = 0;
     {
         // The newest part is in memory.
         let timeline = room.timeline.read();
@@ -145,12 +149,13 @@ async fn backward(
     }
     let mut conn = server.db.read().await?;
     loop {
-        if events.len() == limit {
+        if events.len() == limit || looked_at >= LOOKED_AT_MAX {
             return Ok((events, Some(at - 1)));
         }
         let page = store::events::before(&mut conn, room_id, at, limit.clamp(20, 200)).await?;
         let Some(last) = page.last() else { return Ok((events, None)) };
         let last = last.position;
+        looked_at += page.len();
         for event in page {
             if events.len() == limit {
                 return Ok((events, Some(at - 1)));
@@ -177,12 +182,17 @@ async fn forward(
 ) -> Result<(Vec<Arc<Event>>, Option<i64>)> {
     let mut events = Vec::with_capacity(limit.min(100));
     let mut at = from.max(sight.from() - 1);
+    let mut looked_at = 0;
     let mut conn = server.db.read().await?;
     loop {
         let page = store::events::after(&mut conn, room_id, at, limit.clamp(20, 200)).await?;
         if page.is_empty() {
             return Ok((events, None));
         }
+        if looked_at >= LOOKED_AT_MAX {
+            return Ok((events, Some(at)));
+        }
+        looked_at += page.len();
         for event in page {
             if events.len() == limit {
                 return Ok((events, Some(at)));
@@ -281,6 +291,7 @@ async fn related(
     };
     let mut events: Vec<Arc<Event>> = Vec::new();
     let mut next = None;
+    let mut looked_at = 0;
     let mut conn = server.db.read().await?;
     'pages: loop {
         let page =
@@ -288,6 +299,11 @@ async fn related(
         if page.is_empty() {
             break;
         }
+        if looked_at >= LOOKED_AT_MAX {
+            next = Some(if newest_first { before - 1 } else { after });
+            break;
+        }
+        looked_at += page.len();
         for event in page {
             let at = event.position;
             let relation = store::events::relation(&event);

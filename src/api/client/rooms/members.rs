@@ -119,33 +119,76 @@ pub(super) async fn by_state(
     match membership.as_str() {
         "join" if own => joined(server, who, room_id.clone(), reason).await?,
         "leave" if own => {
-            change(server, who, room_id.clone(), "member.leave", target.as_str(), move |batch, room_id, sender| {
-                Box::pin(async move { member::leave(batch, room_id, sender, reason.as_deref()).await })
-            })
+            change(
+                server,
+                who,
+                room_id.clone(),
+                "member.leave",
+                target.as_str(),
+                move |batch, room_id, sender| {
+                    Box::pin(async move { member::leave(batch, room_id, sender, reason.as_deref()).await })
+                },
+            )
             .await?
         }
         "invite" => {
-            change(server, who, room_id.clone(), "member.invite", target.as_str(), move |batch, room_id, sender| {
-                Box::pin(async move { member::invite(batch, room_id, sender, &subject, reason.as_deref()).await })
-            })
+            change(
+                server,
+                who,
+                room_id.clone(),
+                "member.invite",
+                target.as_str(),
+                move |batch, room_id, sender| {
+                    Box::pin(async move {
+                        member::invite(batch, room_id, sender, &subject, reason.as_deref()).await
+                    })
+                },
+            )
             .await?
         }
         "leave" if present.as_deref() == Some("ban") => {
-            change(server, who, room_id.clone(), "member.unban", target.as_str(), move |batch, room_id, sender| {
-                Box::pin(async move { member::ban(batch, room_id, sender, &subject, false, reason.as_deref()).await })
-            })
+            change(
+                server,
+                who,
+                room_id.clone(),
+                "member.unban",
+                target.as_str(),
+                move |batch, room_id, sender| {
+                    Box::pin(async move {
+                        member::ban(batch, room_id, sender, &subject, false, reason.as_deref()).await
+                    })
+                },
+            )
             .await?
         }
         "leave" => {
-            change(server, who, room_id.clone(), "member.remove", target.as_str(), move |batch, room_id, sender| {
-                Box::pin(async move { member::kick(batch, room_id, sender, &subject, reason.as_deref()).await })
-            })
+            change(
+                server,
+                who,
+                room_id.clone(),
+                "member.remove",
+                target.as_str(),
+                move |batch, room_id, sender| {
+                    Box::pin(async move {
+                        member::kick(batch, room_id, sender, &subject, reason.as_deref()).await
+                    })
+                },
+            )
             .await?
         }
         "ban" => {
-            change(server, who, room_id.clone(), "member.ban", target.as_str(), move |batch, room_id, sender| {
-                Box::pin(async move { member::ban(batch, room_id, sender, &subject, true, reason.as_deref()).await })
-            })
+            change(
+                server,
+                who,
+                room_id.clone(),
+                "member.ban",
+                target.as_str(),
+                move |batch, room_id, sender| {
+                    Box::pin(async move {
+                        member::ban(batch, room_id, sender, &subject, true, reason.as_deref()).await
+                    })
+                },
+            )
             .await?
         }
         _ => return Err(forbidden("You are not allowed to do this in this room.")),

@@ -31,7 +31,7 @@ pub fn routes(routes: Routes) -> Routes {
     routes
         .raw::<send::Request, Requester, _, _>(|server, who, request| async move {
             let scope = format!("send {} {}", request.room_id, request.event_type);
-            let txn = txn_key(&who.user_id, who.device_id.as_deref(), scope, request.txn_id.as_str());
+            let txn = txn_key(&who.user_id, who.device_id.as_deref(), scope, request.txn_id.as_str())?;
             let sending = Sending {
                 ts: timestamp(&who, request.timestamp),
                 sender: who.user_id,
@@ -49,7 +49,7 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::PUT, "/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}", send_state)
         .raw::<redact::Request, Requester, _, _>(|server, who, request| async move {
             let scope = format!("redact {} {}", request.room_id, request.event_id);
-            let txn = txn_key(&who.user_id, who.device_id.as_deref(), scope, request.txn_id.as_str());
+            let txn = txn_key(&who.user_id, who.device_id.as_deref(), scope, request.txn_id.as_str())?;
             let event_id = sending::redact(
                 &server,
                 request.room_id,
@@ -77,8 +77,15 @@ async fn send_state(server: Arc<Server>, call: Call) -> Result<Answer> {
     if call.arg(1) == "m.room.member" && who.appservice.is_none() && !server.config.policy.open_profile {
         return super::members::by_state(&server, &who, room_id, call.arg(2), &content).await;
     }
-    let sending =
-        Sending { ts: timestamp(&who, ts), sender: who.user_id, kind, state_key, content, txn: None, room_id };
+    let sending = Sending {
+        ts: timestamp(&who, ts),
+        sender: who.user_id,
+        kind,
+        state_key,
+        content,
+        txn: None,
+        room_id,
+    };
     Ok(json!({"event_id": sending::send(&server, sending).await?}).into())
 }
 
