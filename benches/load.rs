@@ -5,6 +5,13 @@
 //! loopback, closed loop: each worker sends its next request when its last is answered. Machine and disk are named in
 //! the output; timings are comparable within one run only.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    missing_docs,
+    reason = "a benchmark fails by panicking"
+)]
+
 use std::{
     io::Write as _,
     path::PathBuf,

@@ -320,6 +320,7 @@ CREATE TABLE media (
     created_at   BIGINT NOT NULL
 );
 CREATE INDEX media_blob ON media (sha256);
+CREATE INDEX media_user ON media (user_id);
 CREATE TABLE media_links (
     media_id TEXT NOT NULL,
     room_id  TEXT NOT NULL,           -- '' = an avatar, for whoever shares a room with the account

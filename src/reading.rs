@@ -17,7 +17,9 @@ const LOOKS_MAX: usize = 200_000;
 
 /// Who looked at what, and when it was last written: (account and action, terminal, room).
 #[derive(Default)]
-pub struct Looks(Mutex<HashMap<(String, Option<i64>, String), i64>>);
+pub struct Looks(Mutex<HashMap<Look, i64>>);
+
+type Look = (String, Option<i64>, String);
 
 /// Records that a room was opened: by its history, a search hit, a medium, a receipt that moved.
 pub async fn opened(

@@ -290,10 +290,10 @@ async fn housekeeping(server: Arc<Server>, tls: Acceptors) {
             }
         }
         watch_list(&server).await;
-        if ticks % 3_600 == 1 {
-            if let Err(error) = hourly(&server).await {
-                tracing::error!(%error, "hourly housekeeping failed");
-            }
+        if ticks % 3_600 == 1
+            && let Err(error) = hourly(&server).await
+        {
+            tracing::error!(%error, "hourly housekeeping failed");
         }
     }
 }

@@ -6,6 +6,7 @@ use time::{Date, OffsetDateTime, UtcOffset};
 
 /// Milliseconds since 1970, UTC.
 pub(crate) fn now_ms() -> i64 {
+    #[expect(clippy::disallowed_methods, reason = "the one place of the bot that reads the wall clock")]
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -17,7 +17,7 @@
 
 #![cfg_attr(
     test,
-    expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on should stop where it is")
+    allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on should stop where it is")
 )]
 
 mod cases;

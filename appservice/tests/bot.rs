@@ -1,6 +1,6 @@
 //! The bot against a server that forgets to answer: from consent to an open room, killed and restarted on the way.
 
-#![expect(
+#![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

@@ -107,8 +107,7 @@ pub async fn begin(
     let user_id = user_id_of(server, &id);
     let code_hash = hash_of(&code_normal(code));
     // Counted apart from logging in: whoever knows an ID could otherwise lock its owner out without a certificate.
-    let counted = format!("enrolment {id}");
-    let locked = server.lockout.is_locked(&counted, None, now);
+    let counted = format!("enrolment {id} {code_hash}");
     let mut conn = server.db.read().await?;
     let account = match &user_id {
         Some(user_id) => store::accounts::account(&mut conn, user_id.as_str()).await?,
@@ -131,6 +130,11 @@ pub async fn begin(
         }
         _ => false,
     };
+    // Guesses are counted for the code that is tried: a stranger has none, and so locks nobody out.
+    let locked = server.lockout.is_locked(&counted, None, now);
+    let held = code.as_ref().is_some_and(|code| {
+        account.as_ref().is_some_and(|account| account.user_id == code.user_id) && code.spent_at.is_none()
+    });
     let usable = !locked && password.len() <= PASSWORD_BYTES_MAX;
     let hash = account.as_ref().and_then(|a| a.password_hash.clone()).filter(|_| usable);
     let right = server
@@ -149,7 +153,10 @@ pub async fn begin(
             device_name: None,
             address,
         };
-        record_failure(server, &attempt, &id, locks).await?;
+        // Only somebody who holds a live code of this very ID is worth a line: strangers could fill the log.
+        if held {
+            record_failure(server, &attempt, &id, locks).await?;
+        }
         return Err(refused());
     };
     server.lockout.succeeded(&counted, None);

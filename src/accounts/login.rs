@@ -24,11 +24,14 @@ const REMEMBERED_MAX: usize = 50_000;
 /// An ID is locked everywhere after so many times the failures of one terminal.
 const ANYWHERE_FACTOR: u32 = 6;
 
+/// What failures are counted for: an ID on a terminal (0: none), or an ID anywhere.
+type Counted = (String, Option<i64>);
+
 /// Failed logins by (ID as typed, terminal) and, with a higher ceiling, by ID.
 pub struct Lockout {
     failures_max: u32,
     lock_ms: i64,
-    failures: Mutex<HashMap<(String, Option<i64>), (u32, i64)>>,
+    failures: Mutex<HashMap<Counted, (u32, i64)>>,
 }
 
 impl Lockout {
@@ -41,7 +44,7 @@ impl Lockout {
         }
     }
 
-    fn ceilings(&self, id: &str, terminal: Option<i64>) -> [((String, Option<i64>), u32); 2] {
+    fn ceilings(&self, id: &str, terminal: Option<i64>) -> [(Counted, u32); 2] {
         [
             ((id.to_owned(), terminal.or(Some(0))), self.failures_max),
             ((id.to_owned(), None), self.failures_max * ANYWHERE_FACTOR),

@@ -119,6 +119,9 @@ impl Sessions {
     }
 }
 
+/// Devices of one ID: a facility ID is shared by many staff, each with several logins.
+const DEVICES_MAX: usize = 250;
+
 /// Makes a session for a device, ending the device's former one, and returns its access token.
 pub async fn begin(
     batch: &mut Batch,
@@ -136,6 +139,12 @@ pub async fn begin(
         device_id: device_id.to_owned(),
         terminal,
     };
+    let all = store::personal::devices(batch.reading(), user_id.as_str()).await?;
+    if all.len() >= DEVICES_MAX && !all.iter().any(|device| device.device_id == device_id) {
+        return Err(crate::error::forbidden(
+            "This ID is logged in on too many devices: please log out somewhere (ログイン中の端末が多すぎます).",
+        ));
+    }
     let conn = batch.sql().await?;
     let former = store::accounts::sessions_of(conn, user_id.as_str(), Some(device_id)).await?;
     for old in &former {

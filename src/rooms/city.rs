@@ -154,7 +154,10 @@ async fn set_staff(
         users.remove(user_id.as_str());
     }
     if levels != before {
-        batch.append(Intent::state(room_id, city, "m.room.power_levels", "", levels)?).await?;
+        let mut intent = Intent::state(room_id, city, "m.room.power_levels", "", levels)?;
+        // Staff can be removed from a closed room, too.
+        intent.through_closed = true;
+        batch.append(intent).await?;
     }
     Ok(())
 }

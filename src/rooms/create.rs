@@ -39,6 +39,10 @@ pub struct NewRoom {
     pub is_direct: bool,
 }
 
+/// Direct rooms of one pair, and of one person that the other has not joined.
+const DIRECT_OF_PAIR_MAX: usize = 5;
+const DIRECT_WAITING_MAX: usize = 20;
+
 /// Whether this account may make this room, and what kind of room it is then (policy `create_rooms`).
 pub fn check_policy(batch: &Batch, room: &NewRoom, city_user: &UserId) -> Result<String> {
     if batch.policy.create_rooms == CreateRooms::Everybody || room.creator == city_user {
@@ -58,6 +62,24 @@ pub fn check_policy(batch: &Batch, room: &NewRoom, city_user: &UserId) -> Result
     let together = *other == *city_user || batch.live.share_a_room(&room.creator, other);
     if !batch.policy.direct_rooms || !alone || !together || *other == room.creator {
         return Err(city_makes());
+    }
+    let of_other = batch.live.joined_rooms(other);
+    let both = batch.live.joined_rooms(&room.creator);
+    let direct = both
+        .intersection(&of_other)
+        .filter_map(|id| batch.live.room_in_memory(id)?.view())
+        .filter(|view| view.row.kind == "direct")
+        .count();
+    let mine = both
+        .iter()
+        .filter_map(|id| batch.live.room_in_memory(id)?.view())
+        .filter(|view| view.row.kind == "direct" && view.state.members("join").count() < 2)
+        .count();
+    if direct >= DIRECT_OF_PAIR_MAX || mine >= DIRECT_WAITING_MAX {
+        return Err(refuse(
+            Code::LimitExceeded { retry_after_ms: 3_600_000 },
+            "You have direct rooms enough with this person, or that nobody has joined yet.",
+        ));
     }
     Ok("direct".to_owned())
 }

@@ -74,7 +74,9 @@ async fn invite_with(
     if batch.policy.create_rooms == CreateRooms::City {
         let room = batch.room(room_id).await?;
         let inside = room.state.members("join").count() + room.state.members("invite").count();
-        if room.row.kind == "direct" && inside >= 2 {
+        let direct = room.row.kind == "direct";
+        let stranger = target.localpart() != "city" && !batch.live.share_a_room(sender, target);
+        if direct && (inside >= 2 || stranger) {
             return Err(forbidden(
                 "A direct room is for two: rooms for more are opened by the city (部屋の開設は市に依頼してください).",
             ));

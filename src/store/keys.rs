@@ -178,6 +178,18 @@ pub async fn put_to_device(
     Ok(())
 }
 
+/// Bytes of messages that wait for a device.
+pub async fn to_device_bytes(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<i64> {
+    Ok(one!(
+        conn,
+        (i64,),
+        "SELECT CAST(COALESCE(SUM(LENGTH(event)), 0) AS BIGINT) FROM to_device WHERE user_id = $1 AND device_id = $2",
+        user_id,
+        device_id
+    )?
+    .map_or(0, |(n,)| n))
+}
+
 /// Messages to a device after a position.
 pub async fn to_device(
     conn: &mut Conn,

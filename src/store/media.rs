@@ -88,6 +88,18 @@ pub async fn unlinked(conn: &mut Conn, before_ms: i64, limit: i64) -> Result<Vec
     .collect())
 }
 
+/// How many media of a user no event shows.
+pub async fn unlinked_of(conn: &mut Conn, user_id: &str) -> Result<i64> {
+    Ok(one!(
+        conn,
+        (i64,),
+        "SELECT COUNT(*) FROM media WHERE user_id = $1 \
+         AND NOT EXISTS (SELECT 1 FROM media_links l WHERE l.media_id = media.media_id)",
+        user_id
+    )?
+    .map_or(0, |(n,)| n))
+}
+
 /// Forgets a medium; returns its blob where nothing else uses it any more.
 pub async fn delete(conn: &mut Conn, media_id: &str) -> Result<Option<String>> {
     let Some(medium) = medium(conn, media_id).await? else { return Ok(None) };

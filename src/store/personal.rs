@@ -63,6 +63,12 @@ pub async fn account_data(
     .map(|(content,)| content))
 }
 
+/// How many pieces of account data a user has.
+pub async fn account_data_count(conn: &mut Conn, user_id: &str) -> Result<i64> {
+    Ok(one!(conn, (i64,), "SELECT COUNT(*) FROM account_data WHERE user_id = $1", user_id)?
+        .map_or(0, |(n,)| n))
+}
+
 /// A filter by its id.
 pub async fn filter(conn: &mut Conn, user_id: &str, id: &str) -> Result<Option<String>> {
     Ok(one!(conn, (String,), "SELECT filter FROM filters WHERE user_id = $1 AND id = $2", user_id, id)?

@@ -77,12 +77,12 @@ pub async fn sync(server: &Arc<Server>, who: &Requester, request: Request) -> Re
                 return Ok(body);
             }
         } else if tokio::time::Instant::now() >= deadline {
-            return Ok(empty(server, who, upto).await?);
+            return empty(server, who, upto).await;
         }
         tokio::select! {
             () = &mut wake => {}
             () = tokio::time::sleep_until(deadline) => {}
-            () = crate::server::stopped(&mut stopping) => return Ok(empty(server, who, upto).await?),
+            () = crate::server::stopped(&mut stopping) => return empty(server, who, upto).await,
             () = session_ended(&mut ended) => {
                 return Err(refuse(Code::UnknownToken { soft_logout: false }, "This session has ended: please log in."));
             }

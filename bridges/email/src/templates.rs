@@ -272,7 +272,6 @@ fn read_own(path: &Path) -> Result<Option<String>, String> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

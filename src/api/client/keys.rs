@@ -25,6 +25,9 @@ use crate::{
 const KEYS_MAX: usize = 200;
 const USERS_MAX: usize = 500;
 const DEVICES_MAX: usize = 1_000;
+/// One-time keys of one device, and bytes of messages that wait for one.
+const KEYS_OF_DEVICE_MAX: i64 = 1_000;
+const WAITING_BYTES_MAX: i64 = 5 << 20;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
@@ -109,6 +112,10 @@ async fn upload(server: Arc<Server>, call: Call) -> Result<Answer> {
                     for user in others {
                         batch.touch(&user);
                     }
+                }
+                let have = store::keys::one_time_key_counts(batch.reading(), user_id, &device).await?;
+                if have.iter().map(|(_, n)| n).sum::<i64>() > KEYS_OF_DEVICE_MAX {
+                    return Err(refuse(Code::TooLarge, "This device has enough one-time keys."));
                 }
                 for (name, key) in &body.one_time_keys {
                     let (algorithm, id) = name.split_once(':').unwrap_or_default();
@@ -276,6 +283,15 @@ async fn send_to_device(server: Arc<Server>, call: Call) -> Result<Answer> {
                         let event =
                             json!({"type": kind, "sender": who.user_id, "content": content}).to_string();
                         for known in all.iter().filter(|d| device == "*" || d.device_id == device) {
+                            let waiting =
+                                store::keys::to_device_bytes(batch.reading(), &user_id, &known.device_id)
+                                    .await?;
+                            if waiting > WAITING_BYTES_MAX {
+                                return Err(refuse(
+                                    Code::TooLarge,
+                                    "Too much waits for this device already.",
+                                ));
+                            }
                             let position = batch.personal_change(&target);
                             store::keys::put_to_device(
                                 batch.sql().await?,

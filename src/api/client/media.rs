@@ -57,9 +57,19 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::GET, "/_matrix/media/v3/thumbnail/{serverName}/{mediaId}", frozen)
 }
 
+/// Uploads of one person that no message shows yet.
+const UNLINKED_MAX: i64 = 100;
+
 /// `POST /_matrix/media/v3/upload`: the body goes to the disk while it arrives.
 async fn upload(server: Arc<Server>, mut call: Call) -> Result<Answer> {
     let requester = caller::requester(&server, &call.parts).await?;
+    let waiting = store::media::unlinked_of(&mut server.db.read().await?, requester.user_id.as_str()).await?;
+    if waiting >= UNLINKED_MAX {
+        return Err(refuse(
+            Code::LimitExceeded { retry_after_ms: 3_600_000 },
+            "Too many uploads that no message shows: please send or wait.",
+        ));
+    }
     let file_name = call.query("filename").filter(|name| !name.is_empty());
     let body = call.take_body().unwrap_or_default();
     let parts = call.parts;

@@ -119,6 +119,12 @@ async fn by_appservice(
     token: Option<String>,
     request: register::Request,
 ) -> Result<Answer> {
+    if token.is_none() {
+        return Err(refuse(
+            Code::MissingToken,
+            "An appservice's token is needed in the Authorization header.",
+        ));
+    }
     let appservice =
         token.as_deref().and_then(|token| server.appservices.of_token(token)).ok_or_else(|| {
             refuse(Code::UnknownToken { soft_logout: false }, "This token is not an appservice's.")

@@ -24,6 +24,9 @@ const RESERVED: [&str; 2] = ["m.fully_read", "m.push_rules"];
 /// Bytes of one piece of account data, and filters of one user.
 const ACCOUNT_DATA_BYTES_MAX: usize = 65_536;
 const FILTERS_MAX: i64 = 1_000;
+/// Pieces of account data of one user (rooms counted apart), and tags of one room.
+const TYPES_MAX: i64 = 2_000;
+const TAGS_MAX: usize = 100;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
@@ -72,6 +75,9 @@ pub fn routes(routes: Routes) -> Routes {
                 let (_, info) = call.json::<Map<String, Value>>(&server).await?;
                 let mut tags = tags(&server, &who, &room_id).await?;
                 tags.insert(tag, Value::Object(info));
+                if tags.len() > TAGS_MAX {
+                    return Err(refuse(Code::TooLarge, "This room has too many tags."));
+                }
                 set(&server, who, room_id, "m.tag".to_owned(), json!({"tags": tags}).to_string()).await
             },
         )
@@ -157,6 +163,15 @@ async fn set(
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
+                let conn = batch.reading();
+                let known = store::personal::account_data(conn, who.user_id.as_str(), &room_id, &kind)
+                    .await?
+                    .is_some();
+                if !known
+                    && store::personal::account_data_count(conn, who.user_id.as_str()).await? >= TYPES_MAX
+                {
+                    return Err(refuse(Code::TooLarge, "This account has too many kinds of account data."));
+                }
                 batch.account_data(&who.user_id, &room_id, &kind, content);
                 Ok(())
             })

@@ -54,6 +54,7 @@ macro_rules! page {
         }
 
         impl<'a> $name<'a> {
+            #[allow(clippy::too_many_arguments, reason = "as many as the page has fields")]
             pub(super) fn new(common: $crate::api::pages::Common<'a>, $($field: $type),*) -> Self {
                 let $crate::api::pages::Common { service, city, contact, links } = common;
                 Self { service, city, contact, links, $($field),* }

@@ -1,5 +1,6 @@
 //! Tests of the module: real handshakes over loopback, real importers of our bundles. Time stands still.
 
+#![allow(clippy::disallowed_methods, reason = "file times are the system's")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod bundle;

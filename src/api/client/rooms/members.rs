@@ -37,7 +37,7 @@ pub fn routes(routes: Routes) -> Routes {
                 return Err(refuse(Code::ThreepidNotFound, "People are invited by their user id: this server knows no identity server."));
             };
             let (target, reason) = (recipient.user_id, recipient.reason);
-            change(&server, &who, request.room_id, "member.invite", &target.to_string(), move |batch, room_id, sender| {
+            change(&server, &who, request.room_id, "member.invite", target.clone(), move |batch, room_id, sender| {
                 Box::pin(async move { member::invite(batch, room_id, sender, &target, reason.as_deref()).await })
             })
             .await
@@ -53,28 +53,28 @@ pub fn routes(routes: Routes) -> Routes {
         .raw::<leave::Request, Requester, _, _>(|server, who, request| async move {
             let target = who.user_id.clone();
             let reason = request.reason;
-            change(&server, &who, request.room_id, "member.leave", &target.to_string(), move |batch, room_id, sender| {
+            change(&server, &who, request.room_id, "member.leave", target.clone(), move |batch, room_id, sender| {
                 Box::pin(async move { member::leave(batch, room_id, sender, reason.as_deref()).await })
             })
             .await
         })
         .raw::<kick::Request, Requester, _, _>(|server, who, request| async move {
             let (target, reason) = (request.user_id, request.reason);
-            change(&server, &who, request.room_id, "member.remove", &target.to_string(), move |batch, room_id, sender| {
+            change(&server, &who, request.room_id, "member.remove", target.clone(), move |batch, room_id, sender| {
                 Box::pin(async move { member::kick(batch, room_id, sender, &target, reason.as_deref()).await })
             })
             .await
         })
         .raw::<ban::Request, Requester, _, _>(|server, who, request| async move {
             let (target, reason) = (request.user_id, request.reason);
-            change(&server, &who, request.room_id, "member.ban", &target.to_string(), move |batch, room_id, sender| {
+            change(&server, &who, request.room_id, "member.ban", target.clone(), move |batch, room_id, sender| {
                 Box::pin(async move { member::ban(batch, room_id, sender, &target, true, reason.as_deref()).await })
             })
             .await
         })
         .raw::<unban::Request, Requester, _, _>(|server, who, request| async move {
             let (target, reason) = (request.user_id, request.reason);
-            change(&server, &who, request.room_id, "member.unban", &target.to_string(), move |batch, room_id, sender| {
+            change(&server, &who, request.room_id, "member.unban", target.clone(), move |batch, room_id, sender| {
                 Box::pin(async move { member::ban(batch, room_id, sender, &target, false, reason.as_deref()).await })
             })
             .await
@@ -110,6 +110,7 @@ pub(super) async fn by_state(
     target: &str,
     content: &CanonicalJsonObject,
 ) -> Result<Answer> {
+    hide_unknown(server, who, &room_id)?;
     let target = OwnedUserId::try_from(target).map_err(|_| invalid("The state key is no user id."))?;
     let text = |field: &str| content.get(field).and_then(|value| value.as_str()).map(ToOwned::to_owned);
     let (membership, reason) = (text("membership").unwrap_or_default(), text("reason"));
@@ -117,6 +118,9 @@ pub(super) async fn by_state(
     let present = server.live.membership(&target, &room_id).map(|m| m.membership);
     let (room, subject) = (room_id.clone(), target.clone());
     match membership.as_str() {
+        "join" if own && closed(server, &room_id).await? => {
+            return Err(forbidden("This room has been closed (この部屋は終了しました)."));
+        }
         "join" if own => joined(server, who, room_id.clone(), reason).await?,
         "leave" if own => {
             change(
@@ -124,7 +128,7 @@ pub(super) async fn by_state(
                 who,
                 room_id.clone(),
                 "member.leave",
-                target.as_str(),
+                target.clone(),
                 move |batch, room_id, sender| {
                     Box::pin(async move { member::leave(batch, room_id, sender, reason.as_deref()).await })
                 },
@@ -137,7 +141,7 @@ pub(super) async fn by_state(
                 who,
                 room_id.clone(),
                 "member.invite",
-                target.as_str(),
+                target.clone(),
                 move |batch, room_id, sender| {
                     Box::pin(async move {
                         member::invite(batch, room_id, sender, &subject, reason.as_deref()).await
@@ -152,7 +156,7 @@ pub(super) async fn by_state(
                 who,
                 room_id.clone(),
                 "member.unban",
-                target.as_str(),
+                target.clone(),
                 move |batch, room_id, sender| {
                     Box::pin(async move {
                         member::ban(batch, room_id, sender, &subject, false, reason.as_deref()).await
@@ -167,7 +171,7 @@ pub(super) async fn by_state(
                 who,
                 room_id.clone(),
                 "member.remove",
-                target.as_str(),
+                target.clone(),
                 move |batch, room_id, sender| {
                     Box::pin(async move {
                         member::kick(batch, room_id, sender, &subject, reason.as_deref()).await
@@ -182,7 +186,7 @@ pub(super) async fn by_state(
                 who,
                 room_id.clone(),
                 "member.ban",
-                target.as_str(),
+                target.clone(),
                 move |batch, room_id, sender| {
                     Box::pin(async move {
                         member::ban(batch, room_id, sender, &subject, true, reason.as_deref()).await
@@ -197,13 +201,17 @@ pub(super) async fn by_state(
     Ok(json!({"event_id": event_id}).into())
 }
 
+async fn closed(server: &Arc<Server>, room_id: &RoomId) -> Result<bool> {
+    Ok(server.live.room(&server.db, room_id).await?.current()?.row.status != "open")
+}
+
 /// Runs a change of membership as a unit with its line in the audit log (C23).
 async fn change<F>(
     server: &Arc<Server>,
     who: &Requester,
     room_id: OwnedRoomId,
     action: &str,
-    target: &str,
+    target: OwnedUserId,
     unit: F,
 ) -> Result<Answer>
 where
@@ -212,7 +220,7 @@ where
     hide_unknown(server, who, &room_id)?;
     let entry = crate::audit::Entry {
         room_id: room_id.to_string(),
-        target: target.to_owned(),
+        target: target.to_string(),
         ..who.entry(server.now(), action)
     };
     let sender = who.user_id.clone();
