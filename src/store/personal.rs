@@ -63,10 +63,16 @@ pub async fn account_data(
     .map(|(content,)| content))
 }
 
-/// How many pieces of account data a user has.
-pub async fn account_data_count(conn: &mut Conn, user_id: &str) -> Result<i64> {
-    Ok(one!(conn, (i64,), "SELECT COUNT(*) FROM account_data WHERE user_id = $1", user_id)?
-        .map_or(0, |(n,)| n))
+/// How many pieces of account data a user has for a room, or globally ("").
+pub async fn account_data_count(conn: &mut Conn, user_id: &str, room_id: &str) -> Result<i64> {
+    let counted = one!(
+        conn,
+        (i64,),
+        "SELECT COUNT(*) FROM account_data WHERE user_id = $1 AND room_id = $2",
+        user_id,
+        room_id
+    )?;
+    Ok(counted.map_or(0, |(n,)| n))
 }
 
 /// A filter by its id.

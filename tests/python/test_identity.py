@@ -454,6 +454,17 @@ def test_lockout_is_told_to_the_city_and_only_there(city, ann):
     assert not any("Wrong-1" in str(event) for event in staff.client.messages(control))
 
 
+def test_strangers_cannot_fill_the_control_room(fresh):
+    """C10 tells the city of locked accounts. Made-up ids, which need no certificate to try, are not its work."""
+    city = fresh()  # enrolment counts tries by address, whatever policy.rate_limits says
+    staff, control = city.first_staff(), city.look("control")["control_room"]
+    before = len(staff.client.messages(control))
+    for made_up in ("nobody1", "nobody2", "nobody3"):
+        for _ in range(5):
+            Enrolment(city).begin(made_up, "x", "y")
+    assert len(staff.client.messages(control)) - before <= 1, "a message for every id that somebody makes up"
+
+
 def test_guessing_from_many_terminals_locks_the_id_everywhere(fresh):
     """DESIGN 2: a higher ceiling per ID."""
     server = fresh(config={"policy": {"login_failures_max": 2}})

@@ -24,8 +24,8 @@ const RESERVED: [&str; 2] = ["m.fully_read", "m.push_rules"];
 /// Bytes of one piece of account data, and filters of one user.
 const ACCOUNT_DATA_BYTES_MAX: usize = 65_536;
 const FILTERS_MAX: i64 = 1_000;
-/// Pieces of account data of one user (rooms counted apart), and tags of one room.
-const TYPES_MAX: i64 = 2_000;
+/// Pieces of account data of one user, globally and for each room; and tags of one room.
+const TYPES_MAX: i64 = 500;
 const TAGS_MAX: usize = 100;
 
 /// Adds the routes.
@@ -168,7 +168,7 @@ async fn set(
                     .await?
                     .is_some();
                 if !known
-                    && store::personal::account_data_count(conn, who.user_id.as_str()).await? >= TYPES_MAX
+                    && store::personal::account_data_count(conn, who.user_id.as_str(), &room_id).await? >= TYPES_MAX
                 {
                     return Err(refuse(Code::TooLarge, "This account has too many kinds of account data."));
                 }
