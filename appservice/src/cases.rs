@@ -118,7 +118,8 @@ pub(crate) fn subject_key(name: &str, birth_date: &str) -> String {
     format!("{}|{birth_date}", fold(name))
 }
 
-/// What is to be done.
+/// What is to be done. A withdrawal is what somebody outside the control room says of a subject's consent: anybody
+/// could say so, so it counts once the staff approve it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Action {
@@ -132,9 +133,11 @@ pub(crate) enum Action {
     IssueFacilityId { facility: Facility },
     IssuePersonalId { facility: Facility, name: String, profession: Option<String> },
     IssueCode { person: Person },
+    ResetAccount { person: Person },
     EndAccount { person: Person, reason: String },
     RevokeTerminal { terminal: i64, reason: String },
     Announce { body: String, facilities: Option<Vec<Facility>> },
+    Withdrawal { name: String, birth_date: String },
 }
 
 impl Action {
@@ -149,9 +152,20 @@ impl Action {
             Self::RegisterFacility { .. } => "register",
             Self::IssueFacilityId { .. } | Self::IssuePersonalId { .. } => "issue",
             Self::IssueCode { .. } => "code",
+            Self::ResetAccount { .. } => "reset",
             Self::EndAccount { .. } => "end",
             Self::RevokeTerminal { .. } => "revoke",
             Self::Announce { .. } => "announce",
+            Self::Withdrawal { .. } => "withdrawal",
+        }
+    }
+
+    /// The subject's key, where the action rests on what is known of a subject's consent.
+    pub(crate) fn consent_key(&self) -> Option<String> {
+        match self {
+            Self::OpenSubject { subject, .. } => Some(subject.key()),
+            Self::Withdrawal { name, birth_date } => Some(subject_key(name, birth_date)),
+            _ => None,
         }
     }
 
@@ -162,7 +176,9 @@ impl Action {
             | Self::Remove { people, .. }
             | Self::OpenSubject { people, .. }
             | Self::OpenAssociation { people, .. } => people,
-            Self::IssueCode { person } | Self::EndAccount { person, .. } => std::slice::from_mut(person),
+            Self::IssueCode { person } | Self::ResetAccount { person } | Self::EndAccount { person, .. } => {
+                std::slice::from_mut(person)
+            }
             _ => &mut [],
         }
     }
@@ -183,7 +199,7 @@ impl Action {
                 }
                 true
             }
-            Self::IssueCode { person } | Self::EndAccount { person, .. } => {
+            Self::IssueCode { person } | Self::ResetAccount { person } | Self::EndAccount { person, .. } => {
                 if let Some(first) = named.into_iter().next() {
                     *person = first;
                 }
@@ -227,11 +243,12 @@ impl Action {
             Self::IssuePersonalId { facility, name, .. } => {
                 format!("{word}|{}|{}", fold(&facility.said), fold(name))
             }
-            Self::IssueCode { person } | Self::EndAccount { person, .. } => {
+            Self::IssueCode { person } | Self::ResetAccount { person } | Self::EndAccount { person, .. } => {
                 format!("{word}|{}", fold(&person.said))
             }
             Self::RevokeTerminal { terminal, .. } => format!("{word}|{terminal}"),
             Self::Announce { body, .. } => format!("{word}|{}", fold(body)),
+            Self::Withdrawal { name, birth_date } => format!("{word}|{}", subject_key(name, birth_date)),
         }
     }
 }

@@ -45,6 +45,7 @@ pub(crate) enum Name {
     Register,
     Issue,
     Code,
+    Reset,
     Consent,
     Open,
     Add,
@@ -72,11 +73,12 @@ pub(crate) enum Problem {
     Gaps(Name, Vec<Gap>),
 }
 
-const NAMES: [(Name, &[&str]); 18] = [
+const NAMES: [(Name, &[&str]); 19] = [
     (Name::Help, &["ヘルプ", "使い方", "help"]),
     (Name::Register, &["事業所登録", "事業所の登録", "register"]),
     (Name::Issue, &["発行", "id発行", "issue"]),
     (Name::Code, &["端末コード", "code"]),
+    (Name::Reset, &["パスワード再発行", "パスワードの再発行", "reset"]),
     (Name::Consent, &["同意", "同意の報告", "同意の撤回", "同意撤回", "consent"]),
     (Name::Open, &["開設", "開設依頼", "部屋の開設", "open"]),
     (Name::Add, &["追加", "add"]),
@@ -164,6 +166,9 @@ impl Input<'_> {
             Name::Issue => self.issue(words),
             Name::Code => {
                 one_person(self.rest).map(|person| Command::Act(Action::IssueCode { person })).ok_or(usage)
+            }
+            Name::Reset => {
+                one_person(self.rest).map(|person| Command::Act(Action::ResetAccount { person })).ok_or(usage)
             }
             Name::Consent => self.consent(),
             Name::Open => self.open(),

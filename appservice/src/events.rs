@@ -301,7 +301,9 @@ impl Intake<'_> {
             }
             (Heard::Consent(Ok(consent)), _) => self.consent(event, &consent).await,
             (Heard::Consent(Err(gaps)), _) => self.show_form(event, Name::Consent, &gaps).await,
-            (Heard::Withdrawal(Ok((name, birth_date))), _) => self.withdraw(event, &name, &birth_date).await,
+            (Heard::Withdrawal(Ok((name, birth_date))), _) => {
+                self.file(event, event.origin(false), &Action::Withdrawal { name, birth_date }).await
+            }
             (Heard::Withdrawal(Err(_)), _) => {
                 self.owe(event.answer("form", self.texts.withdrawal_with_gaps())).await
             }
@@ -353,6 +355,7 @@ impl Intake<'_> {
         self.tell_city(event.key("consent-city"), self.texts.consent_to_city(consent, &event.sender)).await
     }
 
+    /// A withdrawal in the control room: the staff's own word takes effect at once.
     async fn withdraw(&mut self, event: &Event, name: &str, birth_date: &str) -> Result<(), Error> {
         let key = crate::cases::subject_key(name, birth_date);
         let count = store::withdraw_consent(self.db, &key, &event.sender).await?;

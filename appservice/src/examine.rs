@@ -28,7 +28,8 @@ impl Bot {
             return self.finish(due, []).await;
         };
         let verdict = self.judge(&mut case).await?;
-        let asked_by = self.who_asked(&case).await?;
+        let asked_by = self.label_of(&case.requester).await?;
+        let consent = self.what_is_known_of_consent(&case).await?;
         let mut tx = self.store.begin().await?;
         // Somebody may have decided it meanwhile.
         if !store::case(&mut tx, number).await?.is_some_and(|now| now.state == State::Filed) {
@@ -44,8 +45,11 @@ impl Bot {
                 next.push(NewTask::execute(&case.room_id, number, case.attempts + 1));
             }
             Verdict::Ready => {
-                let shown =
-                    self.tell_city(facts, key("shown"), self.texts.case_to_decide(&case, &asked_by, &[]));
+                let shown = self.tell_city(
+                    facts,
+                    key("shown"),
+                    self.texts.case_to_decide(&case, &asked_by, consent.as_deref(), &[]),
+                );
                 next.push(shown.about(number));
                 next.extend(self.receipt(&case));
             }
@@ -53,7 +57,7 @@ impl Bot {
                 let shown = self.tell_city(
                     facts,
                     key("shown"),
-                    self.texts.case_to_decide(&case, &asked_by, &problems),
+                    self.texts.case_to_decide(&case, &asked_by, consent.as_deref(), &problems),
                 );
                 next.push(if case.by_staff {
                     shown.replying(&case.event_id).to(&case.requester)
@@ -82,13 +86,29 @@ impl Bot {
         Some(said.replying(&case.event_id).to(&case.requester))
     }
 
-    /// The requester as the city knows them; their Matrix id where the register does not.
-    async fn who_asked(&self, case: &Case) -> Result<String, Unfinished> {
-        let found = self.server.find_person(&Person::named(&case.requester), true).await?;
+    /// Somebody as the city knows them; their Matrix id where the register does not.
+    async fn label_of(&self, user_id: &str) -> Result<String, Unfinished> {
+        let found = self.server.find_person(&Person::named(user_id), true).await?;
         Ok(match found {
             Found::One(row) => row.label(),
-            Found::Some(_) | Found::None => case.requester.clone(),
+            Found::Some(_) | Found::None => user_id.to_owned(),
         })
+    }
+
+    /// For the staff: who reported the subject's consent, and when. Reports are taken from anybody; approving
+    /// the case is what confirms them.
+    async fn what_is_known_of_consent(&self, case: &Case) -> Result<Option<String>, Unfinished> {
+        let Some(key) = case.action.consent_key() else { return Ok(None) };
+        let mut tx = self.store.begin().await?;
+        let reports = store::reports_of_consent(&mut tx, &key).await?;
+        // The only connection is not held while the server is asked.
+        drop(tx);
+        let mut lines = Vec::new();
+        for report in &reports {
+            let who = self.label_of(&report.reported_by).await?;
+            lines.push(self.texts.report_of_consent(report, &who));
+        }
+        Ok(Some(self.texts.reports_of_consent(&lines)))
     }
 
     async fn judge(&self, case: &mut Case) -> Result<Verdict, Unfinished> {
@@ -115,17 +135,22 @@ impl Bot {
         }
         if let Action::OpenSubject { subject, .. } = &case.action {
             let mut tx = self.store.begin().await?;
-            let consented = store::has_consent(&mut tx, &subject.key()).await?;
+            // Outside the control room only the requester's own report counts: otherwise the answer would
+            // tell them what somebody else reported, and so who is a subject.
+            let reporter = (!case.by_staff).then_some(case.requester.as_str());
+            let consented = store::has_consent(&mut tx, &subject.key(), reporter).await?;
             drop(tx);
             if !consented {
-                return Ok(Verdict::Impossible(self.texts.consent_missing()));
+                return Ok(Verdict::Impossible(self.texts.consent_missing(case.by_staff)));
             }
         }
         let mut problems = Vec::new();
         self.find_facilities(&mut case.action, &mut problems).await?;
         let (must_be_in, takes_issued) = match &case.action {
             Action::Remove { .. } => (members.as_deref(), true),
-            Action::IssueCode { .. } | Action::EndAccount { .. } => (None, true),
+            Action::IssueCode { .. } | Action::ResetAccount { .. } | Action::EndAccount { .. } => {
+                (None, true)
+            }
             _ => (None, false),
         };
         let by_staff = case.by_staff;

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::Error;
-use crate::cases::{Action, Case, Person, State};
+use crate::cases::{Action, Case, Person, State, subject_key};
 use crate::control::Facts;
 use crate::examine::{refused, room_number};
 use crate::outbox::{Bot, NewTask, Unfinished};
@@ -27,7 +27,7 @@ impl Bot {
                 // Consent may have been withdrawn since the case was examined. Asked only before the first
                 // call: after a crash the room may exist, and only the same call tells.
                 if let Action::OpenSubject { subject, .. } = &case.action
-                    && !store::has_consent(&mut tx, &subject.key()).await?
+                    && !store::has_consent(&mut tx, &subject.key(), None).await?
                 {
                     return self.failed(tx, due, facts, &case, CONSENT_WITHDRAWN, None).await;
                 }
@@ -57,7 +57,17 @@ impl Bot {
     ) -> Result<(), Unfinished> {
         let key = case.key();
         let mut next = Vec::new();
-        let told = self.tell_city(facts, format!("{key}-done-city"), self.texts.done_to_city(case, answer));
+        let mut tx = self.store.begin().await?;
+        let done = match &case.action {
+            // The bot's own record: marked in the transaction that ends the case, so neither is without the
+            // other.
+            Action::Withdrawal { name, birth_date } => {
+                let marked = store::withdraw_consent(&mut tx, &subject_key(name, birth_date), acting).await?;
+                self.texts.withdrawn_to_city(case, marked)
+            }
+            _ => self.texts.done_to_city(case, answer),
+        };
+        let told = self.tell_city(facts, format!("{key}-done-city"), done);
         next.push(if case.by_staff { told.replying(&case.event_id).to(&case.requester) } else { told });
         // In a room that has just been closed nobody can write any more; its closing notice says it.
         let closed_here = matches!(&case.action, Action::Close { place } if place.room_id.as_deref() == Some(case.room_id.as_str()));
@@ -66,7 +76,6 @@ impl Bot {
             let told = NewTask::say(&case.room_id, format!("{key}-done"), body);
             next.push(told.replying(&case.event_id).to(&case.requester));
         }
-        let mut tx = self.store.begin().await?;
         store::change_case(&mut tx, case.number, State::Done, acting, None).await?;
         tracing::info!(case = case.number, action = case.action.word(), "case done");
         self.finish_in(tx, due, next).await
@@ -89,7 +98,7 @@ impl Bot {
         self.finish_in(tx, due, [told]).await
     }
 
-    /// The one changing call of a case (docs/internal-api.md).
+    /// The one changing call of a case (docs/internal-api.md); a withdrawal has none.
     async fn call(&self, case: &Case, acting: &str) -> Result<Value, CallError> {
         let key = case.key();
         let number = case.number.to_string();
@@ -153,6 +162,9 @@ impl Bot {
                 (vec!["accounts".into()], body)
             }
             Action::IssueCode { person } => (vec!["accounts".into(), id(person), "codes".into()], json!({})),
+            Action::ResetAccount { person } => {
+                (vec!["accounts".into(), id(person), "reset".into()], json!({}))
+            }
             Action::EndAccount { person, reason } => {
                 (vec!["accounts".into(), id(person), "end".into()], json!({"reason": reason}))
             }
@@ -165,6 +177,8 @@ impl Bot {
                     .map(|all| all.iter().filter_map(|facility| facility.number).collect());
                 (vec!["announcements".into()], json!({"case": number, "body": body, "facilities": to}))
             }
+            // The server knows nothing of consents.
+            Action::Withdrawal { .. } => return Ok(json!({})),
         };
         let mut body = body;
         body["acting"] = acting.into();

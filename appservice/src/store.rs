@@ -1,6 +1,8 @@
 //! All SQL of the bot: one SQLite file, written only in `BEGIN IMMEDIATE` transactions with a sync at each
 //! commit.
 
+mod consents;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,8 +14,9 @@ use sqlx::{Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
 use crate::Error;
 use crate::cases::{Action, Case, State};
 use crate::clock::now_ms;
-use crate::forms::Consent;
 use crate::outbox::{NewTask, Task};
+
+pub(crate) use consents::{Report, add_consent, has_consent, reports_of_consent, withdraw_consent};
 
 /// Every version of the schema, oldest first. Each ends by setting `PRAGMA user_version` to its number,
 /// which is written with the rest of the transaction.
@@ -215,7 +218,11 @@ pub(crate) async fn file_case(
     origin: Origin<'_>,
     action: &Action,
 ) -> Result<Filed, Error> {
-    let fingerprint = action.fingerprint();
+    let mut fingerprint = action.fingerprint();
+    if !origin.by_staff && action.consent_key().is_some() {
+        // Who is a subject is for the city alone: nobody is told that somebody else asked about one.
+        fingerprint = format!("{fingerprint}|{}", origin.sender);
+    }
     let known: Option<i64> =
         sqlx::query_scalar("SELECT number FROM cases WHERE event_id = $1 AND fingerprint = $2")
             .bind(origin.event_id)
@@ -392,61 +399,6 @@ pub(crate) async fn remember_message(
 pub(crate) async fn case_of_message(db: &mut SqliteConnection, event_id: &str) -> Result<Option<i64>, Error> {
     let number = sqlx::query_scalar("SELECT number FROM case_messages WHERE event_id = $1").bind(event_id);
     Ok(number.fetch_optional(db).await?)
-}
-
-/// Stores a complete report of consent; one per event.
-pub(crate) async fn add_consent(
-    db: &mut SqliteConnection,
-    consent: &Consent,
-    sender: &str,
-    event_id: &str,
-) -> Result<(), Error> {
-    sqlx::query(
-        "INSERT INTO consents (subject_key, name, birth_date, address, explained_by, explainer_role, explained_on,
-            shares_information, city_obtains, reported_by, reported_at, event_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, TRUE, TRUE, $8, $9, $10) ON CONFLICT (event_id) DO NOTHING",
-    )
-    .bind(consent.key())
-    .bind(&consent.name)
-    .bind(&consent.birth_date)
-    .bind(&consent.address)
-    .bind(&consent.explained_by)
-    .bind(&consent.role)
-    .bind(&consent.explained_on)
-    .bind(sender)
-    .bind(now_ms())
-    .bind(event_id)
-    .execute(db)
-    .await?;
-    Ok(())
-}
-
-/// Whether the subject's consent is stored, complete and not withdrawn.
-pub(crate) async fn has_consent(db: &mut SqliteConnection, subject_key: &str) -> Result<bool, Error> {
-    let found: Option<i64> = sqlx::query_scalar(
-        "SELECT id FROM consents WHERE subject_key = $1 AND withdrawn_at IS NULL AND shares_information AND city_obtains LIMIT 1",
-    )
-    .bind(subject_key)
-    .fetch_optional(db)
-    .await?;
-    Ok(found.is_some())
-}
-
-/// Marks every consent of the subject as withdrawn; how many there were.
-pub(crate) async fn withdraw_consent(
-    db: &mut SqliteConnection,
-    subject_key: &str,
-    by: &str,
-) -> Result<u64, Error> {
-    let marked = sqlx::query(
-        "UPDATE consents SET withdrawn_by = $2, withdrawn_at = $3 WHERE subject_key = $1 AND withdrawn_at IS NULL",
-    )
-    .bind(subject_key)
-    .bind(by)
-    .bind(now_ms())
-    .execute(db)
-    .await?;
-    Ok(marked.rows_affected())
 }
 
 /// Keeps what somebody was asked; a newer question takes the place of an older one.

@@ -198,22 +198,140 @@ async fn from_outside_a_room_only_its_members_may_ask() {
     fake.said(DIRECT, "市が開設した部屋ではありません").await;
 }
 
+const WITHDRAWAL: &str = "同意の撤回\n対象者氏名：山田 太郎\n生年月日：S15.5.1";
+
+/// Anybody may say it, so it counts once the staff approve it.
 #[tokio::test]
-async fn withdrawn_consent_is_none() {
+async fn a_withdrawal_is_approved_before_it_counts() {
+    let fake = Fake::start().await;
+    let mut bot = fake.bot().await;
+    bot.deliver("1", json!([message(DIRECT, "$1", CARE_MANAGER, CONSENT)])).await;
+    bot.deliver("2", json!([message("!other", "$2", OTHER, WITHDRAWAL)])).await;
+    let shown = fake.said(CONTROL, "案件 1（依頼：あおば訪問看護 田中次郎").await;
+    assert!(shown.body.contains("同意の撤回\n対象者：山田 太郎さん\n生年月日：1940-05-01"), "{}", shown.body);
+    assert!(shown.body.contains("・あおば居宅 佐藤花子（p104217）が"), "{}", shown.body);
+    // The consent still stands.
+    bot.deliver("3", json!([message(DIRECT, "$3", CARE_MANAGER, OPENING)])).await;
+    fake.said(CONTROL, "案件 2（").await;
+    bot.deliver("4", json!([message(CONTROL, "$4", STAFF, "差し戻し 1 ご本人に確認しました")])).await;
+    fake.said("!other", "差し戻しになりました").await;
+    bot.deliver("5", json!([message(CONTROL, "$5", STAFF, "承認 2")])).await;
+    fake.said(DIRECT, "部屋番号は 14 です").await;
+
+    bot.deliver("6", json!([message("!other", "$6", OTHER, WITHDRAWAL)])).await;
+    fake.said(CONTROL, "案件 3（").await;
+    let approval = json!([message(CONTROL, "$7", STAFF, "承認 3")]);
+    bot.deliver("7", approval.clone()).await;
+    bot.restart().await;
+    bot.deliver("7", approval).await;
+    let done = fake.said(CONTROL, "案件 3 を完了しました").await;
+    assert!(done.body.contains("同意の報告 1件を撤回済みにしました"), "{}", done.body);
+    fake.said("!other", "完了しました（案件 3）").await;
+    bot.deliver("8", json!([message(DIRECT, "$8", CARE_MANAGER, OPENING)])).await;
+    fake.said(DIRECT, "同意の報告がまだありません").await;
+    fake.nothing_was_said_twice();
+}
+
+/// Whoever withdraws reads the same from the receipt to the end, with a record and without.
+#[tokio::test]
+async fn a_withdrawal_does_not_tell_who_is_a_subject() {
+    let mut heard = Vec::new();
+    for known in [true, false] {
+        let fake = Fake::start().await;
+        let bot = fake.bot().await;
+        if known {
+            bot.deliver("1", json!([message(DIRECT, "$1", CARE_MANAGER, CONSENT)])).await;
+            fake.said(CONTROL, "同意の報告がありました").await;
+        }
+        bot.deliver("2", json!([message("!other", "$2", OTHER, WITHDRAWAL)])).await;
+        fake.said("!other", "同意の撤回を受け付けました（案件 1）。市が確認します。").await;
+        let shown = fake.said(CONTROL, "案件 1（").await;
+        assert_eq!(shown.body.contains("氏名と生年月日が同じものは見つかりません"), !known, "{}", shown.body);
+        bot.deliver("3", json!([message("!other", "$3", OTHER, WITHDRAWAL)])).await;
+        fake.said("!other", "同じ依頼をすでに受け付けています（案件 1）").await;
+        // The same case for somebody else is another case.
+        bot.deliver("4", json!([message("!other", "$4", CARE_MANAGER, WITHDRAWAL)])).await;
+        fake.said("!other", "同意の撤回を受け付けました（案件 2）。市が確認します。").await;
+        bot.deliver("5", json!([message(CONTROL, "$5", STAFF, "承認 1")])).await;
+        let done = fake.said(CONTROL, "案件 1 を完了しました").await;
+        assert_eq!(done.body.contains("同意の報告は見つかりませんでした"), !known, "{}", done.body);
+        fake.said("!other", "完了しました（案件 1）").await;
+        heard.push(fake.all_said("!other").into_iter().map(|said| said.body).collect::<Vec<_>>());
+    }
+    assert_eq!(heard[0], heard[1]);
+}
+
+/// In the control room the staff's word is enough.
+#[tokio::test]
+async fn the_staff_withdraw_at_once() {
     let fake = Fake::start().await;
     let bot = fake.bot().await;
-    let withdrawal = "同意の撤回\n対象者氏名：山田 太郎\n生年月日：S15.5.1";
-    bot.deliver(
-        "1",
-        json!([
-            message(DIRECT, "$1", CARE_MANAGER, CONSENT),
-            message(DIRECT, "$2", CARE_MANAGER, withdrawal)
-        ]),
-    )
-    .await;
+    bot.deliver("1", json!([message(CONTROL, "$1", STAFF, WITHDRAWAL)])).await;
+    fake.said(CONTROL, "同意の報告はありません").await;
+    let events =
+        json!([message(DIRECT, "$2", CARE_MANAGER, CONSENT), message(CONTROL, "$3", STAFF, WITHDRAWAL)]);
+    bot.deliver("2", events).await;
     fake.said(CONTROL, "同意の撤回がありました").await;
-    bot.deliver("2", json!([message(DIRECT, "$3", CARE_MANAGER, OPENING)])).await;
+    bot.deliver("3", json!([message(DIRECT, "$4", CARE_MANAGER, OPENING)])).await;
     fake.said(DIRECT, "同意の報告がまだありません").await;
+}
+
+/// A consent that somebody else reported is answered like none; the staff read who reported which.
+#[tokio::test]
+async fn an_opening_does_not_tell_what_others_reported() {
+    let mut heard = Vec::new();
+    for known in [true, false] {
+        let fake = Fake::start().await;
+        let bot = fake.bot().await;
+        if known {
+            bot.deliver("1", json!([message(DIRECT, "$1", CARE_MANAGER, CONSENT)])).await;
+            fake.said(CONTROL, "同意の報告がありました").await;
+        }
+        bot.deliver("2", json!([message("!other", "$2", OTHER, OPENING)])).await;
+        fake.said("!other", "同意の報告がまだありません").await;
+        bot.deliver("3", json!([message("!other", "$3", OTHER, CONSENT)])).await;
+        fake.said("!other", "同意の報告を受け付けました").await;
+        bot.deliver("4", json!([message("!other", "$4", OTHER, OPENING)])).await;
+        let shown = fake.said(CONTROL, "案件 2（").await;
+        fake.said("!other", "市への依頼として受け付けました").await;
+        assert!(
+            shown.body.contains("同意の報告：\n・あおば訪問看護 田中次郎（p104218）が20"),
+            "{}",
+            shown.body
+        );
+        assert!(
+            shown.body.contains("に報告（説明：佐藤花子（ケアマネジャー）、2026-11-20）"),
+            "{}",
+            shown.body
+        );
+        assert_eq!(shown.body.contains("・あおば居宅 佐藤花子（p104217）が20"), known, "{}", shown.body);
+        heard.push(fake.all_said("!other").into_iter().map(|said| said.body).collect::<Vec<_>>());
+    }
+    assert_eq!(heard[0], heard[1]);
+}
+
+#[tokio::test]
+async fn a_password_is_issued_again_once() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    fake.lose_answers("reset", 1);
+    bot.deliver("1", json!([message(CONTROL, "$1", STAFF, "パスワード再発行 みどり薬局の鈴木一郎さん")]))
+        .await;
+    let done = fake.said(CONTROL, "案件 1 を完了しました").await;
+    assert!(done.body.contains("パスワードの再発行：みどり薬局 鈴木一郎（p104300）"), "{}", done.body);
+    assert!(done.body.contains("ログイン 2、端末 1"), "{}", done.body);
+    assert!(done.body.contains("sheets/0011-password.html、sheets/0011-code.html"), "{}", done.body);
+    assert_eq!(fake.keys("reset"), ["case-1-reset"]);
+    assert_eq!(fake.last_call("reset"), json!({"acting": STAFF, "user": "@p104300:example.jp"}));
+    // A surname alone is asked about; outside the control room it is no command.
+    bot.deliver("2", json!([message(DIRECT, "$2", STAFF, "パスワード再発行 p104300")])).await;
+    bot.deliver("3", json!([message(CONTROL, "$3", STAFF, "reset 鈴木")])).await;
+    fake.said(CONTROL, "「鈴木」はどなたでしょうか").await;
+    bot.deliver("4", json!([message(CONTROL, "$4", STAFF, "指定 2 p104300")])).await;
+    fake.said(CONTROL, "案件 2 を完了しました").await;
+    assert_eq!(fake.keys("reset"), ["case-1-reset", "case-2-reset"]);
+    bot.deliver("5", json!([message(CONTROL, "$5", STAFF, "ヘルプ")])).await;
+    fake.said(CONTROL, "・パスワード再発行 利用者IDか氏名（reset）").await;
 }
 
 #[tokio::test]

@@ -67,6 +67,19 @@ fn facilities_and_accounts() {
     assert_eq!((name.as_str(), profession.as_deref()), ("佐藤花子", Some("看護師")));
     assert!(matches!(act("発行 あおば訪問看護 施設ID 誓約済"), Action::IssueFacilityId { .. }));
     assert!(matches!(act("端末コード p104217"), Action::IssueCode { .. }));
+    for text in ["パスワード再発行 p104217", "ﾊﾟｽﾜｰﾄﾞ再発行　Ｐ104217", "reset p104217"]
+    {
+        assert!(
+            matches!(act(text), Action::ResetAccount { person } if person.said.eq_ignore_ascii_case("p104217")),
+            "{text}"
+        );
+    }
+    let Action::ResetAccount { person } = act("パスワード再発行 みどり薬局の鈴木一郎さん")
+    else {
+        panic!()
+    };
+    assert_eq!((person.said.as_str(), person.facility.as_deref()), ("鈴木一郎", Some("みどり薬局")));
+    assert_eq!(read("パスワード再発行"), Some(Err(Problem::Usage(Name::Reset))));
     assert!(matches!(act("端末失効 5 紛失"), Action::RevokeTerminal { terminal: 5, .. }));
     assert!(matches!(act("利用終了 p104217 退職のため"), Action::EndAccount { .. }));
 }

@@ -9,12 +9,23 @@ use crate::execute::CONSENT_WITHDRAWN;
 use crate::forms::Consent;
 use crate::lookup::{AccountRow, FacilityRow, RoomRow, TerminalRow};
 use crate::outbox::Task;
+use crate::store::Report;
 
 impl Texts {
     /// A case as the city sees it: what approval would do, or what must be settled first.
-    pub(crate) fn case_to_decide(&self, case: &Case, who: &str, problems: &[String]) -> String {
+    pub(crate) fn case_to_decide(
+        &self,
+        case: &Case,
+        who: &str,
+        consent: Option<&str>,
+        problems: &[String],
+    ) -> String {
         let number = case.number;
-        let what = self.summary(&case.action);
+        let mut what = self.summary(&case.action);
+        if let Some(consent) = consent {
+            what.push('\n');
+            what.push_str(consent);
+        }
         let next = if problems.is_empty() {
             self.pick(
                 format!("この内容で行うときは「承認 {number}」か ✅、行わないときは「差し戻し {number} 理由」か ❌ でお答えください。"),
@@ -31,6 +42,28 @@ impl Texts {
             format!("案件 {number}（依頼：{who}）\n{what}\n\n{next}"),
             format!("Case {number} (asked by {who})\n{what}\n\n{next}"),
         )
+    }
+
+    /// One report of consent, with the reporter as the city knows them.
+    pub(crate) fn report_of_consent(&self, report: &Report, who: &str) -> String {
+        let at = stamp(report.reported_at);
+        let Report { explained_by, role, explained_on, .. } = report;
+        self.pick(
+            format!("・{who}が{at}に報告（説明：{explained_by}（{role}）、{explained_on}）"),
+            format!("・reported by {who} at {at} (explained by {explained_by} ({role}) on {explained_on})"),
+        )
+    }
+
+    /// What the staff judge by: approving confirms it.
+    pub(crate) fn reports_of_consent(&self, lines: &[String]) -> String {
+        if lines.is_empty() {
+            return self.pick(
+                "同意の報告：氏名と生年月日が同じものは見つかりません。",
+                "Reports of consent: none with that name and birth date.",
+            );
+        }
+        let lines = lines.join("\n");
+        self.pick(format!("同意の報告：\n{lines}"), format!("Reports of consent:\n{lines}"))
     }
 
     pub(crate) fn which_person(&self, person: &Person, rows: &[AccountRow]) -> String {
@@ -116,6 +149,13 @@ impl Texts {
                 let sheets = sheets();
                 self.pick(format!("票：{sheets}"), format!("Sheet: {sheets}"))
             }
+            Action::ResetAccount { .. } => {
+                let (sessions, terminals, sheets) = (count("sessions"), count("terminals"), sheets());
+                self.pick(
+                    format!("終了したもの：ログイン {sessions}、端末 {terminals}\n票：{sheets}（サーバーのデータフォルダーにあります。二つの票は別々にお渡しください）"),
+                    format!("Ended: {sessions} sessions, {terminals} terminals\nSheets in the data folder, to be handed over separately: {sheets}"),
+                )
+            }
             Action::EndAccount { .. } => {
                 let (sessions, terminals, rooms) = (count("sessions"), count("terminals"), count("rooms"));
                 self.pick(
@@ -139,13 +179,35 @@ impl Texts {
                     self.pick(format!("変更のなかった人：{unchanged}名"), format!("Unchanged: {unchanged}"))
                 }
             }
-            Action::Close { .. } | Action::Reopen { .. } => String::new(),
+            // A withdrawal is told by `withdrawn_to_city`.
+            Action::Close { .. } | Action::Reopen { .. } | Action::Withdrawal { .. } => String::new(),
         };
         let text = self.pick(
             format!("案件 {number} を完了しました。\n{what}\n{result}"),
             format!("Case {number} is done.\n{what}\n{result}"),
         );
         text.trim_end().to_owned()
+    }
+
+    /// An approved withdrawal, with what came of it; only the control room is told whether there was a record.
+    pub(crate) fn withdrawn_to_city(&self, case: &Case, marked: u64) -> String {
+        let number = case.number;
+        let what = self.summary(&case.action);
+        let result = if marked == 0 {
+            self.pick(
+                "氏名と生年月日が同じ同意の報告は見つかりませんでした。記録は変えていません。",
+                "No consent with that name and birth date was found; no record was changed.",
+            )
+        } else {
+            self.pick(
+                format!("同意の報告 {marked}件を撤回済みにしました。部屋があるときは、終了するかどうかを決めてください（「終了 部屋番号」）。"),
+                format!("Reports marked as withdrawn: {marked}. Decide whether the subject's room is to be closed (\"close number\")."),
+            )
+        };
+        self.pick(
+            format!("案件 {number} を完了しました。\n{what}\n{result}"),
+            format!("Case {number} is done.\n{what}\n{result}"),
+        )
     }
 
     pub(crate) fn failed_to_city(&self, case: &Case, errcode: &str, room_number: Option<i64>) -> String {

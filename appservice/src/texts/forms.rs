@@ -99,6 +99,7 @@ impl Texts {
             Name::Register,
             Name::Issue,
             Name::Code,
+            Name::Reset,
             Name::Consent,
             Name::Open,
             Name::Add,
@@ -125,6 +126,9 @@ fn usage(name: Name) -> &'static str {
         }
         Name::Issue => "・発行 事業所の名前 氏名 職種 誓約済（issue）／発行 事業所の名前 施設ID 誓約済",
         Name::Code => "・端末コード 利用者ID（code）　別の端末のためのコード",
+        Name::Reset => {
+            "・パスワード再発行 利用者IDか氏名（reset）　ログインと本人の端末を終了し、新しい初期パスワードと登録コードの票を二つ出します"
+        }
         Name::Consent => "・同意（consent）　用紙が出ます／同意の撤回",
         Name::Open => "・開設（open）　用紙が出ます／開設 職能団体 部屋の名称",
         Name::Add => "・追加 部屋番号 氏名か利用者ID（add）",

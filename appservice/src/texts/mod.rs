@@ -67,6 +67,13 @@ impl Texts {
     /// The receipt for whoever asked.
     pub(crate) fn receipt(&self, case: &Case) -> String {
         let number = case.number;
+        if let Action::Withdrawal { .. } = case.action {
+            // One and the same sentence, whether or not there is a record of that subject.
+            return self.pick(
+                format!("同意の撤回を受け付けました（案件 {number}）。市が確認します。"),
+                format!("The withdrawal of consent is received (case {number}). The city will check it."),
+            );
+        }
         let what = self.summary(&case.action);
         self.pick(
             format!("市への依頼として受け付けました（案件 {number}）。\n{what}\n市が確認して、結果をここでお知らせします。"),
@@ -208,8 +215,15 @@ impl Texts {
         self.pick("その部屋はすでに終了しています。", "That room is closed.")
     }
 
-    pub(crate) fn consent_missing(&self) -> String {
+    /// Outside the control room it speaks of the requester's own report only, whatever others reported.
+    pub(crate) fn consent_missing(&self, by_staff: bool) -> String {
         let form = self.consent_form();
+        if !by_staff {
+            return self.pick(
+                format!("開設を依頼する方からの、対象者の同意の報告がまだありません（氏名と生年月日が同じものが必要です）。先に同意の報告をしてください。\n\n{form}"),
+                format!("You have not reported the subject's consent (same name and birth date). Please report it first.\n\n{form}"),
+            );
+        }
         self.pick(
             format!("対象者の同意の報告がまだありません（氏名と生年月日が同じものが必要です）。先に同意の報告をしてください。\n\n{form}"),
             format!("The subject's consent has not been reported (same name and birth date). Please report it first.\n\n{form}"),
@@ -308,6 +322,13 @@ impl Texts {
                 let who = person.text();
                 self.pick(format!("端末コードの発行：{who}"), format!("Issue a code for a terminal: {who}"))
             }
+            Action::ResetAccount { person } => {
+                let who = person.text();
+                self.pick(
+                    format!("パスワードの再発行：{who}"),
+                    format!("Issue a new initial password: {who}"),
+                )
+            }
             Action::EndAccount { person, .. } => {
                 let who = person.text();
                 self.pick(format!("利用の終了：{who}"), format!("End the account of {who}"))
@@ -324,6 +345,10 @@ impl Texts {
                 };
                 self.pick(format!("お知らせ（宛先：{to}）"), format!("Announcement to {to}"))
             }
+            Action::Withdrawal { name, birth_date } => self.pick(
+                format!("同意の撤回\n対象者：{name}さん\n生年月日：{birth_date}"),
+                format!("Withdrawal of consent\nSubject: {name}\nBirth date: {birth_date}"),
+            ),
         }
     }
 

@@ -93,6 +93,7 @@ impl Fake {
         let router = Router::new()
             .route("/_heya/v1/control", get(control))
             .route("/_heya/v1/accounts", get(accounts))
+            .route("/_heya/v1/accounts/{user}/reset", post(reset))
             .route(
                 "/_heya/v1/facilities",
                 get(|| async { axum::Json(json!({"facilities": []})) }).post(facility),
@@ -195,6 +196,12 @@ impl Fake {
             inside.hold_call = None;
             inside.holding = false;
         });
+    }
+
+    /// Everything said in a room so far.
+    pub fn all_said(&self, room: &str) -> Vec<Said> {
+        let inside = self.inside.lock().unwrap();
+        inside.said.iter().filter(|said| said.room == room).cloned().collect()
     }
 
     pub fn rooms_opened(&self) -> usize {
@@ -414,6 +421,18 @@ async fn facility(State(fake): State<Fake>, headers: HeaderMap, body: Bytes) -> 
     assert_eq!(body["pledge"], true);
     let name = body["name"].clone();
     fake.take("facility", &headers, &key(&headers), body, |_| json!({"facility": 9, "name": name})).await
+}
+
+async fn reset(
+    State(fake): State<Fake>,
+    Path(user): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let mut body: Value = serde_json::from_slice(&body).unwrap();
+    body["user"] = user.into();
+    let answer = json!({"sessions": 2, "terminals": 1, "sheets": ["sheets/0011-password.html", "sheets/0011-code.html"]});
+    fake.take("reset", &headers, &key(&headers), body, |_| answer).await
 }
 
 async fn change(

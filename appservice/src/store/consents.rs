@@ -1,0 +1,108 @@
+//! The reports of consent (同意の報告): who reported what, when, and whether it was withdrawn.
+
+use sqlx::{Row, SqliteConnection};
+
+use crate::Error;
+use crate::clock::now_ms;
+use crate::forms::Consent;
+
+/// How many reports about one subject the staff are shown: the newest ones.
+const REPORTS_MAX: i64 = 5;
+
+/// A report of consent that is not withdrawn, as far as the staff judge by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub reported_by: String,
+    pub reported_at: i64,
+    pub explained_by: String,
+    pub role: String,
+    pub explained_on: String,
+}
+
+/// Stores a complete report of consent; one per event.
+pub(crate) async fn add_consent(
+    db: &mut SqliteConnection,
+    consent: &Consent,
+    sender: &str,
+    event_id: &str,
+) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO consents (subject_key, name, birth_date, address, explained_by, explainer_role, explained_on,
+            shares_information, city_obtains, reported_by, reported_at, event_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, TRUE, TRUE, $8, $9, $10) ON CONFLICT (event_id) DO NOTHING",
+    )
+    .bind(consent.key())
+    .bind(&consent.name)
+    .bind(&consent.birth_date)
+    .bind(&consent.address)
+    .bind(&consent.explained_by)
+    .bind(&consent.role)
+    .bind(&consent.explained_on)
+    .bind(sender)
+    .bind(now_ms())
+    .bind(event_id)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Whether the subject's consent is stored, complete and not withdrawn; with `reporter`, whether that person
+/// reported it.
+pub(crate) async fn has_consent(
+    db: &mut SqliteConnection,
+    subject_key: &str,
+    reporter: Option<&str>,
+) -> Result<bool, Error> {
+    let found: Option<i64> = sqlx::query_scalar(
+        "SELECT id FROM consents WHERE subject_key = $1 AND withdrawn_at IS NULL AND shares_information AND city_obtains
+         AND ($2 IS NULL OR reported_by = $2) LIMIT 1",
+    )
+    .bind(subject_key)
+    .bind(reporter)
+    .fetch_optional(db)
+    .await?;
+    Ok(found.is_some())
+}
+
+/// The newest reports of the subject's consent that are not withdrawn, newest first.
+pub(crate) async fn reports_of_consent(
+    db: &mut SqliteConnection,
+    subject_key: &str,
+) -> Result<Vec<Report>, Error> {
+    let rows = sqlx::query(
+        "SELECT reported_by, reported_at, explained_by, explainer_role, explained_on FROM consents
+         WHERE subject_key = $1 AND withdrawn_at IS NULL ORDER BY id DESC LIMIT $2",
+    )
+    .bind(subject_key)
+    .bind(REPORTS_MAX)
+    .fetch_all(db)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Report {
+                reported_by: row.try_get("reported_by")?,
+                reported_at: row.try_get("reported_at")?,
+                explained_by: row.try_get("explained_by")?,
+                role: row.try_get("explainer_role")?,
+                explained_on: row.try_get("explained_on")?,
+            })
+        })
+        .collect()
+}
+
+/// Marks every consent of the subject as withdrawn; how many there were.
+pub(crate) async fn withdraw_consent(
+    db: &mut SqliteConnection,
+    subject_key: &str,
+    by: &str,
+) -> Result<u64, Error> {
+    let marked = sqlx::query(
+        "UPDATE consents SET withdrawn_by = $2, withdrawn_at = $3 WHERE subject_key = $1 AND withdrawn_at IS NULL",
+    )
+    .bind(subject_key)
+    .bind(by)
+    .bind(now_ms())
+    .execute(db)
+    .await?;
+    Ok(marked.rows_affected())
+}
