@@ -638,10 +638,15 @@ class Enrolment:
         return self._take(self.session.get(self.url(path), timeout=60))
 
     def begin(self, login_id: str, password: str, code: str) -> requests.Response:
-        """Step one."""
-        self.get("/enrol")
-        form = {"csrf": self.csrf(), "login_id": login_id, "password": password, "code": code}
-        return self._take(self.session.post(self.url("/enrol"), data=form, timeout=60))
+        """Step one. Tries are counted by address, and all tests have one: where it is busy, a person tries again."""
+        deadline = time.monotonic() + 30
+        while True:
+            self.get("/enrol")
+            form = {"csrf": self.csrf(), "login_id": login_id, "password": password, "code": code}
+            answer = self._take(self.session.post(self.url("/enrol"), data=form, timeout=60))
+            if "混み合っています" not in self.page or time.monotonic() > deadline:
+                return answer
+            time.sleep(0.5)
 
     def choose(self, password: str | None, *, again: str | None = None, label: str = "受付のパソコン",
                ownership: str = "facility", csrf: str | None = None) -> requests.Response:

@@ -168,7 +168,8 @@ async fn set(
                     .await?
                     .is_some();
                 if !known
-                    && store::personal::account_data_count(conn, who.user_id.as_str(), &room_id).await? >= TYPES_MAX
+                    && store::personal::account_data_count(conn, who.user_id.as_str(), &room_id).await?
+                        >= TYPES_MAX
                 {
                     return Err(refuse(Code::TooLarge, "This account has too many kinds of account data."));
                 }
