@@ -86,11 +86,16 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
     listen(&mut tasks, &server, Listener::Internal, sockets.internal, None, internal_routes(), Vec::new());
     for appservice in server.appservices.all() {
         if appservice.id != "city" || server.config.city.bot && !server.config.policy.open_profile {
-            tasks.spawn(delivery::run(Arc::clone(&server), Arc::clone(appservice)));
+            let (server, appservice) = (Arc::clone(&server), Arc::clone(appservice));
+            tasks.spawn(kept_up("delivery", move || {
+                delivery::run(Arc::clone(&server), Arc::clone(&appservice))
+            }));
         }
     }
-    tasks.spawn(crate::push::follower::run(Arc::clone(&server)));
-    tasks.spawn(crate::search::run(Arc::clone(&server)));
+    let for_push = Arc::clone(&server);
+    tasks.spawn(kept_up("push", move || crate::push::follower::run(Arc::clone(&for_push))));
+    let for_search = Arc::clone(&server);
+    tasks.spawn(kept_up("search", move || crate::search::run(Arc::clone(&for_search))));
     tasks.spawn(housekeeping(Arc::clone(&server), tls));
     if server.config.policy.open_profile {
         tracing::warn!(
@@ -137,6 +142,14 @@ impl Running {
             tracing::warn!("something still held the server when it stopped");
         }
         db.close().await;
+    }
+}
+
+/// Runs a task until it ends by itself; where it panics it is begun again, from its durable cursor.
+async fn kept_up<F: Future<Output = ()> + Send + 'static>(name: &'static str, task: impl Fn() -> F) {
+    while let Err(error) = tokio::spawn(task()).await {
+        tracing::error!(name, %error, "a task broke off and begins again");
+        tokio::time::sleep(Duration::from_secs(5)).await;
     }
 }
 
