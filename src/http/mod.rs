@@ -276,7 +276,7 @@ async fn connection<S>(
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
         let answer = router.clone().call(request.map(Body::new));
-        let working = busy.begin();
+        let working = busy.work();
         async move { answer.await.map(|response| response.map(|body| Whole { body, _working: working })) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -362,7 +362,7 @@ impl Drop for Working {
 }
 
 impl Activity {
-    fn begin(self: &Arc<Self>) -> Working {
+    fn work(self: &Arc<Self>) -> Working {
         self.under_way.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
         self.changes.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
         Working(Arc::clone(self))
