@@ -130,7 +130,6 @@ pub async fn begin(
         }
         _ => false,
     };
-    // Guesses are counted for the code that is tried: a stranger has none, and so locks nobody out.
     let locked = server.lockout.is_locked(&counted, None, now);
     let held = code.as_ref().is_some_and(|code| {
         account.as_ref().is_some_and(|account| account.user_id == code.user_id) && code.spent_at.is_none()
@@ -144,17 +143,18 @@ pub async fn begin(
     let (Some(user_id), Some(account), Some(code), true) =
         (user_id, account, code, right && hash.is_some() && fits)
     else {
-        let locks = server.lockout.failed(&counted, None, now);
-        let attempt = Attempt {
-            id: id.clone(),
-            password: String::new(),
-            terminal: None,
-            device_id: None,
-            device_name: None,
-            address,
-        };
-        // Only somebody who holds a live code of this very ID is worth a line: strangers could fill the log.
+        // Only guesses by somebody who holds a live code of this very ID are counted and told: a stranger has no code to
+        // guess with, and could fill the log and the memory of failures.
         if held {
+            let locks = server.lockout.failed(&counted, None, now);
+            let attempt = Attempt {
+                id: id.clone(),
+                password: String::new(),
+                terminal: None,
+                device_id: None,
+                device_name: None,
+                address,
+            };
             record_failure(server, &attempt, &id, locks).await?;
         }
         return Err(refused());
