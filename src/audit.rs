@@ -185,3 +185,24 @@ pub fn day_of(ms: i64) -> String {
         .map(|at| at.to_offset(japan).date().to_string())
         .unwrap_or_default()
 }
+
+/// A date as papers in Japan have it.
+pub fn written_date(ms: i64) -> String {
+    let day = day_of(ms);
+    let parts: Vec<&str> = day.split('-').collect();
+    match parts.as_slice() {
+        [year, month, day] => {
+            format!("{year}年{}月{}日", month.trim_start_matches('0'), day.trim_start_matches('0'))
+        }
+        _ => day,
+    }
+}
+
+/// A time of Japan as papers have it, to the minute.
+pub fn written_time(ms: i64) -> String {
+    let japan = time::UtcOffset::from_hms(9, 0, 0).unwrap_or(time::UtcOffset::UTC);
+    let at = time::OffsetDateTime::from_unix_timestamp(ms / 1000)
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+        .to_offset(japan);
+    format!("{} {:02}:{:02}", written_date(ms), at.hour(), at.minute())
+}

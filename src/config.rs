@@ -25,6 +25,8 @@ pub struct Config {
     pub mail: Mail,
     /// The web client and pages.
     pub web: Web,
+    /// How long closed rooms are kept.
+    pub retention: Retention,
     /// Other appservices, by name: the path of each registration file.
     pub appservices: BTreeMap<String, PathBuf>,
 }
@@ -173,6 +175,8 @@ pub struct Policy {
     pub accept_city_invitations: bool,
     /// What someone who left may still read: `nothing`, or `until_leave`.
     pub former_members_read: String,
+    /// Hours until an emergency access (緊急閲覧) ends by itself.
+    pub break_glass_hours: u32,
     /// The least length of a password.
     pub password_length_min: usize,
     /// How many former passwords may not come back.
@@ -199,12 +203,45 @@ impl Default for Policy {
             rate_limits: true,
             accept_city_invitations: true,
             former_members_read: "nothing".to_owned(),
+            break_glass_hours: 24,
             password_length_min: 8,
             password_history: 5,
             login_failures_max: 5,
             lockout_minutes: 15,
             open_profile: false,
         }
+    }
+}
+
+/// `[retention]`: years from a room's closing until it may be purged, by what the room was for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Rooms of subjects.
+    pub subject_years: u32,
+    /// Rooms of professional associations.
+    pub association_years: u32,
+    /// Liaison rooms.
+    pub liaison_years: u32,
+}
+
+impl Default for Retention {
+    /// Five years: the retention of care records that Japanese law asks of most providers (C28).
+    fn default() -> Self {
+        Self { subject_years: 5, association_years: 5, liaison_years: 5 }
+    }
+}
+
+impl Retention {
+    /// Milliseconds from its closing until a room of this kind may be purged.
+    pub fn of(&self, kind: &str) -> i64 {
+        let years = match kind {
+            "subject" => self.subject_years,
+            "liaison" => self.liaison_years,
+            _ => self.association_years,
+        };
+        // 365.25 days: a few hours more or less of several years.
+        i64::from(years) * 31_557_600_000
     }
 }
 
@@ -419,6 +456,16 @@ impl Config {
         }
         if !["nothing", "until_leave"].contains(&self.policy.former_members_read.as_str()) {
             problems.push("policy.former_members_read is \"nothing\" or \"until_leave\"".to_owned());
+        }
+        if !(1..=168).contains(&self.policy.break_glass_hours) {
+            problems.push("policy.break_glass_hours is between 1 and 168".to_owned());
+        }
+        let retention = &self.retention;
+        if [retention.subject_years, retention.association_years, retention.liaison_years]
+            .iter()
+            .any(|years| *years > 100)
+        {
+            problems.push("retention is at most 100 years".to_owned());
         }
         if self.policy.password_length_min < 8 {
             problems.push("policy.password_length_min must be 8 or more".to_owned());

@@ -303,6 +303,11 @@ async fn housekeeping(server: Arc<Server>, tls: Acceptors) {
             }
         }
         watch_list(&server).await;
+        if ticks % 60 == 2
+            && let Err(error) = crate::rooms::life::tend(&server).await
+        {
+            tracing::error!(%error, "what rooms need by themselves could not be done");
+        }
         if ticks % 3_600 == 1
             && let Err(error) = hourly(&server).await
         {

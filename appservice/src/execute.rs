@@ -4,9 +4,10 @@
 use serde_json::{Map, Value, json};
 
 use crate::Error;
-use crate::cases::{Action, Case, Person, State, subject_key};
+use crate::cases::{Action, Case, Person, State, Step, subject_key};
 use crate::control::Facts;
 use crate::examine::{refused, room_number};
+use crate::lookup::Found;
 use crate::outbox::{Bot, NewTask, Unfinished};
 use crate::server::CallError;
 use crate::store::{self, Due, Tx};
@@ -64,6 +65,13 @@ impl Bot {
             Action::Withdrawal { name, birth_date } => {
                 let marked = store::withdraw_consent(&mut tx, &subject_key(name, birth_date), acting).await?;
                 self.texts.withdrawn_to_city(case, marked)
+            }
+            // With the room's record goes what the bot knows of its subject.
+            Action::Life { step: Step::Purge, .. } => {
+                if let Some(opened_by) = answer["opened_by_case"].as_str().and_then(|n| n.parse().ok()) {
+                    store::forget_subject(&mut tx, opened_by).await?;
+                }
+                self.texts.done_to_city(case, answer)
             }
             _ => self.texts.done_to_city(case, answer),
         };
@@ -177,6 +185,20 @@ impl Bot {
                     .map(|all| all.iter().filter_map(|facility| facility.number).collect());
                 (vec!["announcements".into()], json!({"case": number, "body": body, "facilities": to}))
             }
+            Action::Life { step, place, reason } => {
+                let mut body = json!({"case": number, "reason": reason});
+                if *step == Step::BreakGlass {
+                    body["notice"] =
+                        self.texts.break_glass_notice(&self.name_of(acting).await?, reason).into();
+                }
+                let mut path = vec!["rooms".into(), room(place)];
+                path.extend(step.path().iter().map(|part| (*part).to_owned()));
+                (path, body)
+            }
+            Action::Redact { place, event_id, reason } => {
+                let body = json!({"case": number, "event_id": event_id, "reason": reason});
+                (vec!["rooms".into(), room(place), "redact".into()], body)
+            }
             // The server knows nothing of consents.
             Action::Withdrawal { .. } => return Ok(json!({})),
         };
@@ -185,6 +207,16 @@ impl Bot {
         let mut full = vec!["_heya", "v1"];
         full.extend(path.iter().map(String::as_str));
         self.server.post(&full, &key, &body).await
+    }
+}
+
+impl Bot {
+    /// Somebody's display name; their Matrix id where the register has none.
+    async fn name_of(&self, user_id: &str) -> Result<String, CallError> {
+        Ok(match self.server.find_person(&Person::named(user_id), true).await? {
+            Found::One(row) => row.display_name,
+            Found::Some(_) | Found::None => user_id.to_owned(),
+        })
     }
 }
 

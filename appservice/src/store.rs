@@ -16,7 +16,9 @@ use crate::cases::{Action, Case, State};
 use crate::clock::now_ms;
 use crate::outbox::{NewTask, Task};
 
-pub(crate) use consents::{Report, add_consent, has_consent, reports_of_consent, withdraw_consent};
+pub(crate) use consents::{
+    Report, add_consent, forget_subject, has_consent, reports_of_consent, withdraw_consent,
+};
 
 /// Every version of the schema, oldest first. Each ends by setting `PRAGMA user_version` to its number,
 /// which is written with the rest of the transaction.

@@ -350,6 +350,9 @@ impl Batch {
             facility: None,
             subject_key: None,
             created_at: self.now,
+            closed_at: None,
+            archived_at: None,
+            opened_by_case: None,
         };
         self.undo.push((room_id.clone(), None));
         self.rooms.insert(
@@ -674,10 +677,9 @@ impl Batch {
     /// Writes everything buffered; the commit follows.
     pub async fn flush(&mut self, batch_id: &str) -> Result<Effects> {
         store::events::insert(&mut self.conn, &self.pending).await?;
-        let changed: Vec<&RoomDraft> = self.rooms.values().filter(|room| room.changed).collect();
-        for room in changed {
-            store::rooms::write_row(&mut self.conn, &room.row, room.fresh).await?;
-        }
+        let changed: Vec<&RoomRow> =
+            self.rooms.values().filter(|room| room.changed).map(|room| &room.row).collect();
+        store::rooms::write_rows(&mut self.conn, &changed).await?;
         store::rooms::write_memberships(&mut self.conn, &self.pending.memberships).await?;
         store::rooms::write_receipts(&mut self.conn, &self.pending.receipts).await?;
         store::personal::write_account_data(&mut self.conn, &self.pending.account_data).await?;

@@ -5,6 +5,7 @@ pub mod city;
 pub mod committer;
 pub mod create;
 pub mod history;
+pub mod life;
 pub mod live;
 pub mod member;
 pub mod pdu;

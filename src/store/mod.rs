@@ -21,6 +21,7 @@ pub mod appservices;
 pub mod audit;
 pub mod events;
 pub mod keys;
+pub mod life;
 pub mod media;
 pub mod meta;
 pub mod personal;
@@ -143,7 +144,26 @@ macro_rules! all_in {
     }};
 }
 
-pub(crate) use {all, all_in, insert_many, on, one, run};
+/// Runs a statement with a list: `$sql` ends in ` IN `, the list of `String`s is expanded in chunks.
+macro_rules! run_in {
+    ($conn:expr, $sql:literal, $list:expr) => {{
+        let list: &[String] = $list;
+        $crate::store::on!($conn, c => {
+            for chunk in list.chunks(500) {
+                let mut query = sqlx::QueryBuilder::new($sql);
+                query.push("(");
+                let mut separated = query.separated(", ");
+                for item in chunk {
+                    separated.push_bind(item.as_str());
+                }
+                query.push(")");
+                query.build().execute(&mut *c).await.map_err($crate::error::Error::from)?;
+            }
+        });
+    }};
+}
+
+pub(crate) use {all, all_in, insert_many, on, one, run, run_in};
 
 /// Migrations go forward only; a schema newer than the binary's is refused by sqlx ("VersionMissing").
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");

@@ -27,6 +27,9 @@ struct Stored {
     facility: Option<i64>,
     subject_key: Option<String>,
     created_at: i64,
+    closed_at: Option<i64>,
+    archived_at: Option<i64>,
+    opened_by_case: Option<String>,
 }
 
 impl TryFrom<Stored> for RoomRow {
@@ -45,6 +48,9 @@ impl TryFrom<Stored> for RoomRow {
             facility: row.facility,
             subject_key: row.subject_key,
             created_at: row.created_at,
+            closed_at: row.closed_at,
+            archived_at: row.archived_at,
+            opened_by_case: row.opened_by_case,
         })
     }
 }
@@ -55,7 +61,7 @@ pub async fn row(conn: &mut Conn, room_id: &RoomId) -> Result<Option<RoomRow>> {
         conn,
         Stored,
         "SELECT room_id, version, head, depth, state_version, last_position, status, kind, room_number, facility, \
-         subject_key, created_at FROM rooms WHERE room_id = $1",
+         subject_key, created_at, closed_at, archived_at, opened_by_case FROM rooms WHERE room_id = $1",
         room_id.as_str()
     )?
     .map(TryInto::try_into)
@@ -72,7 +78,7 @@ pub async fn rows(conn: &mut Conn, room_ids: &[OwnedRoomId]) -> Result<Vec<RoomR
         conn,
         Stored,
         "SELECT room_id, version, head, depth, state_version, last_position, status, kind, room_number, facility, \
-         subject_key, created_at FROM rooms WHERE room_id IN ",
+         subject_key, created_at, closed_at, archived_at, opened_by_case FROM rooms WHERE room_id IN ",
         room_ids
     )
     .into_iter()
@@ -86,7 +92,7 @@ pub async fn city_rooms(conn: &mut Conn) -> Result<Vec<RoomRow>> {
         conn,
         Stored,
         "SELECT room_id, version, head, depth, state_version, last_position, status, kind, room_number, facility, \
-         subject_key, created_at FROM rooms WHERE room_number IS NOT NULL ORDER BY room_number"
+         subject_key, created_at, closed_at, archived_at, opened_by_case FROM rooms WHERE room_number IS NOT NULL ORDER BY room_number"
     )?
     .into_iter()
     .map(TryInto::try_into)
@@ -116,43 +122,38 @@ pub async fn liaison_room(conn: &mut Conn, facility: i64) -> Result<Option<Owned
     .transpose()
 }
 
-/// Writes a room's row.
-pub async fn write_row(conn: &mut Conn, row: &RoomRow, fresh: bool) -> Result<()> {
-    let head = serde_json::to_string(&row.head)?;
-    if fresh {
-        run!(
-            conn,
-            "INSERT INTO rooms (room_id, version, head, depth, state_version, last_position, status, kind, \
-             room_number, facility, subject_key, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
-            row.room_id.as_str(),
-            row.version.as_str(),
-            head,
-            row.depth,
-            row.state_version,
-            row.last_position,
-            &row.status,
-            &row.kind,
-            row.room_number,
-            row.facility,
-            &row.subject_key,
-            row.created_at
-        )?;
-    } else {
-        run!(
-            conn,
-            "UPDATE rooms SET head = $2, depth = $3, state_version = $4, last_position = $5, status = $6, \
-             kind = $7, room_number = $8 WHERE room_id = $1",
-            row.room_id.as_str(),
-            head,
-            row.depth,
-            row.state_version,
-            row.last_position,
-            &row.status,
-            &row.kind,
-            row.room_number
-        )?;
-    }
+/// Writes the rows of rooms, new or known, in as few statements as may be.
+pub async fn write_rows(conn: &mut Conn, rows: &[&RoomRow]) -> Result<()> {
+    let heads = rows.iter().map(|row| serde_json::to_string(&row.head)).collect::<Result<Vec<_>, _>>()?;
+    let rows: Vec<(&RoomRow, String)> = rows.iter().copied().zip(heads).collect();
+    insert_many!(
+        conn,
+        "INSERT INTO rooms (room_id, version, head, depth, state_version, last_position, status, kind, \
+         room_number, facility, subject_key, created_at, closed_at, archived_at, opened_by_case) ",
+        &rows,
+        |b, row| {
+            b.push_bind(row.0.room_id.as_str())
+                .push_bind(row.0.version.as_str())
+                .push_bind(&row.1)
+                .push_bind(row.0.depth)
+                .push_bind(row.0.state_version)
+                .push_bind(row.0.last_position)
+                .push_bind(&row.0.status)
+                .push_bind(&row.0.kind)
+                .push_bind(row.0.room_number)
+                .push_bind(row.0.facility)
+                .push_bind(&row.0.subject_key)
+                .push_bind(row.0.created_at)
+                .push_bind(row.0.closed_at)
+                .push_bind(row.0.archived_at)
+                .push_bind(&row.0.opened_by_case);
+        },
+        " ON CONFLICT (room_id) DO UPDATE SET head = excluded.head, depth = excluded.depth, \
+         state_version = excluded.state_version, last_position = excluded.last_position, \
+         status = excluded.status, kind = excluded.kind, room_number = excluded.room_number, \
+         facility = excluded.facility, subject_key = excluded.subject_key, closed_at = excluded.closed_at, \
+         archived_at = excluded.archived_at, opened_by_case = excluded.opened_by_case"
+    );
     Ok(())
 }
 

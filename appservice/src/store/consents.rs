@@ -3,6 +3,7 @@
 use sqlx::{Row, SqliteConnection};
 
 use crate::Error;
+use crate::cases::{Action, Subject};
 use crate::clock::now_ms;
 use crate::forms::Consent;
 
@@ -88,6 +89,38 @@ pub(crate) async fn reports_of_consent(
             })
         })
         .collect()
+}
+
+/// Forgets the subject of the case that opened a room, in its words and in the reports of consent: the room was
+/// purged. Case number, dates and who decided stay.
+pub(crate) async fn forget_subject(db: &mut SqliteConnection, opened_by: i64) -> Result<(), Error> {
+    let Some(case) = super::case(db, opened_by).await? else { return Ok(()) };
+    let Action::OpenSubject { subject, people, confirm_second } = case.action else { return Ok(()) };
+    let key = subject.key();
+    let gone = "（消去済み）".to_owned();
+    let nameless = Subject {
+        name: gone.clone(),
+        birth_date: "0000-00-00".to_owned(),
+        address: gone,
+        eligibility: subject.eligibility,
+        approval_note: None,
+    };
+    let action = Action::OpenSubject { subject: nameless, people, confirm_second };
+    super::update_action(db, opened_by, &action, case.ready).await?;
+    sqlx::query("UPDATE cases SET fingerprint = $1 WHERE number = $2")
+        .bind(format!("open|purged-{opened_by}"))
+        .bind(opened_by)
+        .execute(&mut *db)
+        .await?;
+    // Another room of the same subject still rests on the reports.
+    let others: Option<i64> = sqlx::query_scalar("SELECT number FROM cases WHERE fingerprint = $1 LIMIT 1")
+        .bind(format!("open|{key}"))
+        .fetch_optional(&mut *db)
+        .await?;
+    if others.is_none() {
+        sqlx::query("DELETE FROM consents WHERE subject_key = $1").bind(key).execute(db).await?;
+    }
+    Ok(())
 }
 
 /// Marks every consent of the subject as withdrawn; how many there were.
