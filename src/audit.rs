@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     error::Result,
-    store::{self, Conn, Db},
+    store::{self, Db, script::Script},
 };
 
 /// The hash before the first entry.
@@ -83,7 +83,7 @@ impl Chain {
     }
 
     /// Appends entries in the committer's transaction; returns the lines for the file of heads.
-    pub async fn append(&mut self, conn: &mut Conn, entries: &[Entry]) -> Result<Vec<String>> {
+    pub fn append(&mut self, script: &mut Script, entries: &[Entry]) -> Result<Vec<String>> {
         let mut rows = Vec::with_capacity(entries.len());
         for entry in entries {
             self.seq += 1;
@@ -99,7 +99,7 @@ impl Chain {
                 room_id: entry.room_id.clone(),
             });
         }
-        store::audit::insert(conn, &rows).await?;
+        store::audit::insert(script, &rows);
         Ok(rows.last().map(|row| format!("{} {}\n", row.seq, row.hash)).into_iter().collect())
     }
 

@@ -329,6 +329,7 @@ async fn a_closed_room_takes_nothing_from_anybody() {
                         members: vec![member],
                         staff: Vec::new(),
                         notice: Some("開設しました".to_owned()),
+                        case: None,
                     };
                     city::open(batch, &city_id, opening).await
                 })

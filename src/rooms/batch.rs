@@ -23,7 +23,7 @@ use crate::{
     audit,
     config::{Encryption, Policy},
     error::{Code, Error, Result, forbidden, not_found, refuse},
-    store::{self, Conn},
+    store::{self, Conn, script::Script},
 };
 
 /// A room while a batch works on it.
@@ -186,11 +186,13 @@ pub struct Effects {
 }
 
 impl Batch {
-    /// Reads ahead what the units have hinted at.
+    /// Begins the transaction and reads ahead what the units have hinted at.
     pub async fn open(context: &Context, mut conn: Conn, hints: &[Hint]) -> Result<Self> {
-        let position = store::meta::lock_position(&mut conn).await?;
         let txns: Vec<&TxnKey> = hints.iter().filter_map(|hint| hint.txn.as_ref()).collect();
-        let known_txns = store::events::known_txns(&mut conn, &txns).await?;
+        let mut rooms: Vec<OwnedRoomId> = hints.iter().flat_map(|hint| hint.rooms.iter().cloned()).collect();
+        rooms.sort_unstable();
+        rooms.dedup();
+        let opening = store::script::open(&mut conn, &txns, &rooms).await?;
         let mut batch = Batch {
             conn,
             live: Arc::clone(&context.live),
@@ -198,17 +200,14 @@ impl Batch {
             now: context.clock.now_ms(),
             signer: Arc::clone(&context.signer),
             chain: context.chain.clone(),
-            position,
+            position: opening.position,
             rooms: HashMap::new(),
             undo: Vec::new(),
-            known_txns,
+            known_txns: opening.txns.into_iter().collect(),
             savepoint: false,
             pending: Pending::default(),
         };
-        let mut rooms: Vec<OwnedRoomId> = hints.iter().flat_map(|hint| hint.rooms.iter().cloned()).collect();
-        rooms.sort_unstable();
-        rooms.dedup();
-        for row in store::rooms::rows(&mut batch.conn, &rooms).await? {
+        for row in opening.rooms {
             batch.draft_from(row).await?;
         }
         Ok(batch)
@@ -674,26 +673,29 @@ impl Batch {
         Ok(())
     }
 
-    /// Writes everything buffered; the commit follows.
-    pub async fn flush(&mut self, batch_id: &str) -> Result<Effects> {
-        store::events::insert(&mut self.conn, &self.pending).await?;
+    /// The statements that write everything buffered and commit, and what is announced afterwards.
+    pub async fn flush(&mut self, batch_id: &str) -> Result<(Script, Effects)> {
+        self.name_actors().await?;
+        let mut script = Script::new(&self.conn);
+        store::events::insert(&mut script, &self.pending);
         let changed: Vec<&RoomRow> =
             self.rooms.values().filter(|room| room.changed).map(|room| &room.row).collect();
-        store::rooms::write_rows(&mut self.conn, &changed).await?;
-        store::rooms::write_memberships(&mut self.conn, &self.pending.memberships).await?;
-        store::rooms::write_receipts(&mut self.conn, &self.pending.receipts).await?;
-        store::personal::write_account_data(&mut self.conn, &self.pending.account_data).await?;
-        store::media::write_links(&mut self.conn, &self.pending.media_links).await?;
-        self.name_actors().await?;
-        let audit_heads = self.chain.append(&mut self.conn, &self.pending.audit).await?;
-        store::meta::write_position(&mut self.conn, self.position, batch_id).await?;
-        Ok(Effects {
+        store::rooms::write_rows(&mut script, &changed)?;
+        store::rooms::write_memberships(&mut script, &self.pending.memberships);
+        store::rooms::write_receipts(&mut script, &self.pending.receipts);
+        store::personal::write_account_data(&mut script, &self.pending.account_data);
+        store::media::write_links(&mut script, &self.pending.media_links);
+        let audit_heads = self.chain.append(&mut script, &self.pending.audit)?;
+        store::meta::write_position(&mut script, self.position, batch_id);
+        store::meta::commit(&mut script);
+        let effects = Effects {
             position: self.position,
             rooms: std::mem::take(&mut self.rooms),
             pending: std::mem::take(&mut self.pending),
             chain: self.chain.clone(),
             audit_heads,
-        })
+        };
+        Ok((script, effects))
     }
 
     /// Who did it has a name in the audit log as it was at that time (C22).

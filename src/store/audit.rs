@@ -1,6 +1,9 @@
 //! The audit log's rows: appended and read, never changed.
 
-use super::{Conn, all, insert_many, one};
+use super::{
+    Conn, all, one,
+    script::{Script, queue_many},
+};
 use crate::error::Result;
 
 /// A row.
@@ -28,9 +31,9 @@ pub async fn newest(conn: &mut Conn) -> Result<Option<(i64, String)>> {
 }
 
 /// Appends rows.
-pub async fn insert(conn: &mut Conn, rows: &[Row]) -> Result<()> {
-    insert_many!(
-        conn,
+pub fn insert(script: &mut Script, rows: &[Row]) {
+    queue_many!(
+        script,
         "INSERT INTO audit (seq, day, entry, hash, actor, action, room_id) ",
         rows,
         |b, row| {
@@ -44,7 +47,6 @@ pub async fn insert(conn: &mut Conn, rows: &[Row]) -> Result<()> {
         },
         ""
     );
-    Ok(())
 }
 
 /// Rows after a number, in order.

@@ -27,6 +27,7 @@ pub mod meta;
 pub mod personal;
 pub mod push;
 pub mod rooms;
+pub mod script;
 pub mod search;
 
 /// The database: a pool to read from, and how to make the one connection that writes.
@@ -284,8 +285,7 @@ impl Db {
 }
 
 impl Conn {
-    /// Begins the committer's transaction. `IMMEDIATE` takes SQLite's write lock at once: a plain `BEGIN`
-    /// that reads and then writes fails under load.
+    /// Begins a transaction where no server runs (a restore). The committer begins its own with `script::open`.
     pub async fn begin(&mut self) -> Result<()> {
         match self {
             Self::Sqlite(_) => run!(self, "BEGIN IMMEDIATE")?,

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 
-use super::{Conn, all, all_in, insert_many, one, run};
+use super::{
+    Conn, all, all_in, one, run,
+    script::{Script, queue_many},
+};
 use crate::{
     error::{Error, Result},
     rooms::{
@@ -14,7 +17,7 @@ use crate::{
 };
 
 #[derive(sqlx::FromRow)]
-struct Stored {
+pub(super) struct Stored {
     room_id: String,
     version: String,
     head: String,
@@ -123,11 +126,11 @@ pub async fn liaison_room(conn: &mut Conn, facility: i64) -> Result<Option<Owned
 }
 
 /// Writes the rows of rooms, new or known, in as few statements as may be.
-pub async fn write_rows(conn: &mut Conn, rows: &[&RoomRow]) -> Result<()> {
+pub fn write_rows(script: &mut Script, rows: &[&RoomRow]) -> Result<()> {
     let heads = rows.iter().map(|row| serde_json::to_string(&row.head)).collect::<Result<Vec<_>, _>>()?;
     let rows: Vec<(&RoomRow, String)> = rows.iter().copied().zip(heads).collect();
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO rooms (room_id, version, head, depth, state_version, last_position, status, kind, \
          room_number, facility, subject_key, created_at, closed_at, archived_at, opened_by_case) ",
         &rows,
@@ -267,10 +270,7 @@ pub async fn all_memberships(conn: &mut Conn) -> Result<Vec<(OwnedUserId, OwnedR
 }
 
 /// Writes memberships; of several for one user and room the last counts.
-pub(crate) async fn write_memberships(
-    conn: &mut Conn,
-    list: &[(OwnedUserId, OwnedRoomId, Membership)],
-) -> Result<()> {
+pub(crate) fn write_memberships(script: &mut Script, list: &[(OwnedUserId, OwnedRoomId, Membership)]) {
     let mut last: Vec<&(OwnedUserId, OwnedRoomId, Membership)> = Vec::with_capacity(list.len());
     let mut seen = std::collections::HashSet::new();
     for row in list.iter().rev() {
@@ -278,8 +278,8 @@ pub(crate) async fn write_memberships(
             last.push(row);
         }
     }
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO memberships (user_id, room_id, membership, event_id, changed_at, position, forgotten) ",
         &last,
         |b, row| {
@@ -295,7 +295,6 @@ pub(crate) async fn write_memberships(
          event_id = excluded.event_id, changed_at = excluded.changed_at, position = excluded.position, \
          forgotten = excluded.forgotten"
     );
-    Ok(())
 }
 
 /// Marks a room as forgotten by a user.
@@ -334,7 +333,7 @@ pub async fn receipts(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Receipt>>
 }
 
 /// Writes receipts; of several for one place the last counts.
-pub(crate) async fn write_receipts(conn: &mut Conn, list: &[Receipt]) -> Result<()> {
+pub(crate) fn write_receipts(script: &mut Script, list: &[Receipt]) {
     let mut last: Vec<&Receipt> = Vec::with_capacity(list.len());
     let mut seen = std::collections::HashSet::new();
     for row in list.iter().rev() {
@@ -342,8 +341,8 @@ pub(crate) async fn write_receipts(conn: &mut Conn, list: &[Receipt]) -> Result<
             last.push(row);
         }
     }
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO receipts (room_id, user_id, kind, thread, event_id, event_order, ts, position) ",
         &last,
         |b, row| {
@@ -359,7 +358,6 @@ pub(crate) async fn write_receipts(conn: &mut Conn, list: &[Receipt]) -> Result<
         " ON CONFLICT (room_id, user_id, kind, thread) DO UPDATE SET event_id = excluded.event_id, \
          event_order = excluded.event_order, ts = excluded.ts, position = excluded.position"
     );
-    Ok(())
 }
 
 /// The room and order of an event.
