@@ -6,7 +6,8 @@ use sha2::{Digest as _, Sha256};
 use unicode_normalization::UnicodeNormalization as _;
 
 use super::{
-    batch::{Batch, Intent},
+    append::Intent,
+    batch::Batch,
     create::{self, NewRoom},
     member,
 };

@@ -6,11 +6,7 @@ use std::{pin::Pin, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{
-    batch::{Batch, Effects},
-    live::Live,
-    pdu::Signer,
-};
+use super::{batch::Batch, effects::Effects, live::Live, pdu::Signer};
 use crate::{
     audit::Chain,
     clock::Clock,

@@ -13,7 +13,8 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    batch::{Batch, Intent},
+    append::Intent,
+    batch::Batch,
     city::{self, city_room, set_status},
     committer::Hint,
     member,

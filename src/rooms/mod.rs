@@ -1,9 +1,11 @@
 //! Rooms: events, state, the write path, what is in memory.
 
+pub mod append;
 pub mod batch;
 pub mod city;
 pub mod committer;
 pub mod create;
+pub mod effects;
 pub mod history;
 pub mod life;
 pub mod live;
