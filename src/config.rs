@@ -3,12 +3,12 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// The whole file. Every key has a default; `config.toml` lists them.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Names, listeners, database.
@@ -32,7 +32,7 @@ pub struct Config {
 }
 
 /// `[server]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// The name in user ids. Empty: the host of `public_url`. Fixed at the first start.
@@ -73,7 +73,7 @@ impl Default for Server {
 }
 
 /// `[tls]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
     /// Off: plain HTTP, only with the open profile or behind nothing at all on loopback.
@@ -110,7 +110,7 @@ impl Default for Tls {
 }
 
 /// Who must show a client certificate.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientCertificate {
     /// Every connection.
@@ -120,7 +120,7 @@ pub enum ClientCertificate {
 }
 
 /// Who may make accounts.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Registration {
     /// The city only.
@@ -132,7 +132,7 @@ pub enum Registration {
 }
 
 /// Who may make rooms.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum CreateRooms {
     /// The city; and two people who share a room, for the two of them.
@@ -142,7 +142,7 @@ pub enum CreateRooms {
 }
 
 /// Encryption between users (DESIGN 13).
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Encryption {
     /// Refused on every way in.
@@ -152,7 +152,7 @@ pub enum Encryption {
 }
 
 /// `[policy]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Who must show a client certificate.
@@ -214,7 +214,7 @@ impl Default for Policy {
 }
 
 /// `[retention]`: years from a room's closing until it may be purged, by what the room was for.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retention {
     /// Rooms of subjects.
@@ -246,7 +246,7 @@ impl Retention {
 }
 
 /// `[limits]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Connections at once on the public listener.
@@ -286,7 +286,7 @@ impl Default for Limits {
 }
 
 /// A link on the pages.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
     /// What it says.
@@ -296,7 +296,7 @@ pub struct Link {
 }
 
 /// `[city]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct City {
     /// The city's name.
@@ -333,7 +333,7 @@ impl Default for City {
 }
 
 /// `[mail]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mail {
     /// `serve` runs the e-mail bridge in its process.
@@ -382,7 +382,7 @@ impl Default for Mail {
 }
 
 /// `[web]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Web {
     /// A folder with a web client (Element Web), served at `/`. Empty: a page that explains.
@@ -402,6 +402,26 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|error| Error::internal(error.to_string()))?;
         let problems = config.problems();
         if problems.is_empty() { Ok(config) } else { Err(Error::internal(problems.join("\n"))) }
+    }
+
+    /// Every setting as `section.key` → its value, for the audit log (C23). A password in the database's URL is left out;
+    /// other secrets are never settings.
+    pub fn flat(&self) -> Result<BTreeMap<String, String>> {
+        let table = toml::Table::try_from(self).map_err(|error| Error::internal(error.to_string()))?;
+        let mut flat = BTreeMap::new();
+        for (section, value) in table {
+            for (key, value) in value.as_table().into_iter().flatten() {
+                flat.insert(format!("{section}.{key}"), value.to_string());
+            }
+        }
+        if let Some(url) = flat.get_mut("server.database_url")
+            && let Some((before, host)) = url.clone().rsplit_once('@')
+            && let Some((scheme, user)) = before.split_once("://")
+        {
+            let user = user.split(':').next().unwrap_or_default();
+            *url = format!("{scheme}://{user}@{host}");
+        }
+        Ok(flat)
     }
 
     /// Turns every policy to its most open value, for client developers and test suites: loopback only.
