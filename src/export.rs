@@ -242,13 +242,20 @@ fn render(template: &impl Template) -> Result<String> {
     template.render().map_err(|error| Error::internal(error.to_string()))
 }
 
-/// The extension of a file's name where it is a plain one, else one for its type.
+/// Endings that a file keeps: what opens them runs nothing. A page or a drawing with a script in it (`.html`, `.svg`)
+/// would run beside patients' data, without a server's headers around it.
+const KEPT_ENDINGS: [&str; 22] = [
+    "jpg", "jpeg", "png", "gif", "webp", "heic", "bmp", "tif", "tiff", "pdf", "txt", "csv", "docx", "xlsx",
+    "pptx", "mp3", "m4a", "wav", "mp4", "mov", "zip", "dcm",
+];
+
+/// The extension of a file's name where it is a harmless one, else one for its type.
 fn extension(name: &str, content_type: &str) -> String {
-    let plain = |e: &&str| (1..=5).contains(&e.len()) && e.bytes().all(|b| b.is_ascii_alphanumeric());
     if let Some((_, extension)) = name.rsplit_once('.')
-        && let Some(extension) = Some(extension).filter(plain)
+        && let extension = extension.to_ascii_lowercase()
+        && KEPT_ENDINGS.contains(&extension.as_str())
     {
-        return format!(".{}", extension.to_ascii_lowercase());
+        return format!(".{extension}");
     }
     match content_type {
         "image/jpeg" => ".jpg",
@@ -257,7 +264,7 @@ fn extension(name: &str, content_type: &str) -> String {
         "image/webp" => ".webp",
         "application/pdf" => ".pdf",
         "text/plain" => ".txt",
-        _ => "",
+        _ => ".bin",
     }
     .to_owned()
 }
@@ -368,9 +375,11 @@ mod tests {
     #[test]
     fn extensions_are_plain() {
         assert_eq!(extension("写真.JPG", "image/jpeg"), ".jpg");
-        assert_eq!(extension("a.tar.gz", "application/gzip"), ".gz");
+        assert_eq!(extension("a.tar.gz", "application/gzip"), ".bin");
         assert_eq!(extension("../../etc/passwd", "text/plain"), ".txt");
         assert_eq!(extension("x.あいう", "image/png"), ".png");
-        assert_eq!(extension("", "application/octet-stream"), "");
+        assert_eq!(extension("", "application/octet-stream"), ".bin");
+        assert_eq!(extension("page.html", "text/html"), ".bin");
+        assert_eq!(extension("drawing.SVG", "image/svg+xml"), ".bin");
     }
 }

@@ -146,6 +146,9 @@ impl Running {
             tracing::warn!("something still held the server when it stopped");
         }
         db.close().await;
+        if let Err(error) = db.settle().await {
+            tracing::warn!(%error, "the write-ahead log could not be emptied");
+        }
     }
 }
 

@@ -219,6 +219,19 @@ impl Action {
         }
     }
 
+    /// The room that the action is about.
+    pub(crate) fn place_mut(&mut self) -> Option<&mut Place> {
+        match self {
+            Self::Add { place, .. }
+            | Self::Remove { place, .. }
+            | Self::Close { place }
+            | Self::Reopen { place }
+            | Self::Life { place, .. }
+            | Self::Redact { place, .. } => Some(place),
+            _ => None,
+        }
+    }
+
     /// The people who are to be looked up.
     pub(crate) fn people_mut(&mut self) -> &mut [Person] {
         match self {

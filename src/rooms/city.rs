@@ -12,7 +12,7 @@ use super::{
     member,
 };
 use crate::{
-    error::{Result, forbidden},
+    error::{Code, Result, refuse},
     store,
 };
 
@@ -129,7 +129,17 @@ pub async fn change_members(
     let (mut added, mut removed, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
     for user_id in add {
         let present = batch.room(room_id).await?.state.membership(user_id);
-        if matches!(present.as_str(), "join" | "invite") {
+        // Whoever looks in by emergency access is no member yet, and stays when that ends.
+        let now = batch.now;
+        let looking = present.as_str() == "join"
+            && store::life::accesses(batch.reading(), Some(room_id))
+                .await?
+                .iter()
+                .any(|access| access.user_id == user_id.as_str());
+        if looking {
+            store::life::end_access(batch.sql().await?, room_id, user_id.as_str(), now).await?;
+            added.push(user_id.clone());
+        } else if matches!(present.as_str(), "join" | "invite") {
             unchanged.push(user_id.clone());
         } else {
             member::invite(batch, room_id, city, user_id, None).await?;
@@ -181,8 +191,10 @@ async fn set_staff(
 /// Closes a room: notice, power levels that leave nobody able to send, status, and the flag that the committer
 /// enforces. False where it was closed already.
 pub async fn close(batch: &mut Batch, city: &UserId, room_id: &RoomId, notice: &str) -> Result<bool> {
-    if city_room(batch, room_id).await? != "open" {
-        return Ok(false);
+    match city_room(batch, room_id).await?.as_str() {
+        "open" => {}
+        "closed" => return Ok(false),
+        status => return Err(no_longer(status)),
     }
     say(batch, city, room_id, notice).await?;
     set_powers(batch, city, room_id, true).await?;
@@ -199,7 +211,7 @@ pub async fn reopen(batch: &mut Batch, city: &UserId, room_id: &RoomId, notice: 
     match city_room(batch, room_id).await?.as_str() {
         "open" => return Ok(false),
         "closed" => {}
-        _ => return Err(forbidden("This room has been archived and cannot be opened again.")),
+        status => return Err(no_longer(status)),
     }
     let row = &mut batch.room_mut(room_id).await?.row;
     row.status = "open".to_owned();
@@ -208,6 +220,12 @@ pub async fn reopen(batch: &mut Batch, city: &UserId, room_id: &RoomId, notice: 
     set_status(batch, city, room_id, "open").await?;
     say(batch, city, room_id, notice).await?;
     Ok(true)
+}
+
+/// A room that has gone beyond closing.
+fn no_longer(status: &str) -> crate::error::Error {
+    refuse(Code::RoomState, "This room has been archived or purged: it is neither closed nor opened again.")
+        .with("status", status)
 }
 
 /// Composers disappear in clients when nobody's power reaches `events_default`. The creator's has no end in room

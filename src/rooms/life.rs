@@ -11,6 +11,7 @@ use ruma::{
 };
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+use unicode_normalization::UnicodeNormalization as _;
 
 use super::{
     append::Intent,
@@ -18,6 +19,7 @@ use super::{
     city::{self, city_room, set_status},
     committer::Hint,
     member,
+    pdu::Event,
 };
 use crate::{
     audit,
@@ -33,6 +35,8 @@ use crate::{
 const PURGE_CHUNK: i64 = 500;
 /// Event ids read at once when a purge is counted.
 const COUNT_CHUNK: i64 = 10_000;
+/// Posts looked through at once for a purged subject's name.
+const FORGET_CHUNK: usize = 200;
 
 /// A refusal because of the room's status, which goes along.
 fn wrong_state(status: &str, message: &str) -> Error {
@@ -146,6 +150,7 @@ pub async fn break_glass(
 
 /// Ends an emergency access; false where none runs.
 pub async fn end_access(batch: &mut Batch, city: &UserId, room_id: &RoomId, staff: &UserId) -> Result<bool> {
+    city_room(batch, room_id).await?;
     let now = batch.now;
     if !store::life::end_access(batch.sql().await?, room_id, staff.as_str(), now).await? {
         return Ok(false);
@@ -177,27 +182,14 @@ pub async fn redact_by_order(
     if let Some(by) = &event.redacted_by {
         return Ok(by.clone());
     }
-    let redaction = batch
-        .append(Intent {
-            room_id,
-            sender: city,
-            kind: TimelineEventType::RoomRedaction,
-            state_key: None,
-            content: CanonicalJsonObject::new(),
-            redacts: Some(target),
-            ts: None,
-            txn: None,
-            through_closed: true,
-        })
-        .await?;
-    batch.redact(&event, &redaction).await?;
-    Ok(redaction.event_id.clone())
+    empty(batch, city, room_id, &event).await
 }
 
 /// Begins a purge: counted, and from here on nobody can stop it. The room must be archived, its retention over, and no
 /// legal hold on it.
 pub async fn begin_purge(
     batch: &mut Batch,
+    city: &UserId,
     room_id: &RoomId,
     retention_ms: i64,
     acting: &str,
@@ -217,6 +209,9 @@ pub async fn begin_purge(
     if batch.now < until {
         return Err(refuse(Code::Retained, "The retention of this room has not run out.")
             .with("until", audit::day_of(until)));
+    }
+    for access in store::life::accesses(batch.reading(), Some(room_id)).await? {
+        end_access(batch, city, room_id, &OwnedUserId::try_from(access.user_id)?).await?;
     }
     let (mut hasher, mut events, mut after) = (Sha256::new(), 0_i64, 0_i64);
     loop {
@@ -242,6 +237,85 @@ pub async fn begin_purge(
     store::life::begin_purge(batch.sql().await?, &purge).await?;
     batch.room_mut(room_id).await?.row.status = "purging".to_owned();
     Ok(purge)
+}
+
+/// Empties what names a purged subject outside the room itself: in the control room and in the rooms of the city with
+/// one person each. Texts are compared without spaces, after NFKC. Returns how many posts there were.
+pub async fn forget_names(server: &Arc<Server>, names: &[String]) -> Result<usize> {
+    let plain = |text: &str| -> String { text.nfkc().filter(|c| !c.is_whitespace()).collect() };
+    let names: Vec<String> =
+        names.iter().map(|name| plain(name)).filter(|name| name.chars().count() > 1).collect();
+    if names.is_empty() {
+        return Ok(0);
+    }
+    let control = store::meta::value(&mut server.db.read().await?, "control_room").await?;
+    let mut total = 0;
+    for room_id in server.live.joined_rooms(&server.city_user) {
+        let room = server.live.room(&server.db, &room_id).await?;
+        if control.as_deref() != Some(room_id.as_str()) && room.current()?.row.kind != "direct" {
+            continue;
+        }
+        let mut after = 0;
+        loop {
+            let events =
+                store::events::after(&mut server.db.read().await?, &room_id, after, FORGET_CHUNK).await?;
+            let Some(last) = events.last() else { break };
+            after = last.position;
+            let named: Vec<Arc<Event>> = events
+                .into_iter()
+                .filter(|event| event.kind == TimelineEventType::RoomMessage && event.redacted_by.is_none())
+                .filter(|event| {
+                    // JSON writes a line feed as `\\n`, which may stand inside a name.
+                    let text = plain(&event.content.get().replace("\\n", ""));
+                    names.iter().any(|name| text.contains(name.as_str()))
+                })
+                .collect();
+            total += named.len();
+            if named.is_empty() {
+                continue;
+            }
+            let (id, city) = (room_id.clone(), server.city_user.clone());
+            server
+                .commit(Hint { rooms: vec![id.clone()], txn: None }, move |batch| {
+                    Box::pin(async move {
+                        for event in &named {
+                            empty(batch, &city, &id, event).await?;
+                        }
+                        let ids: Vec<String> = named.iter().map(|event| event.event_id.to_string()).collect();
+                        store::events::forget_originals(batch.sql().await?, &ids).await
+                    })
+                })
+                .await?;
+        }
+    }
+    if total > 0 {
+        server.db.settle().await?;
+    }
+    Ok(total)
+}
+
+/// A redaction by the city, in any state of the room.
+async fn empty(
+    batch: &mut Batch,
+    city: &UserId,
+    room_id: &RoomId,
+    event: &Arc<Event>,
+) -> Result<OwnedEventId> {
+    let redaction = batch
+        .append(Intent {
+            room_id,
+            sender: city,
+            kind: TimelineEventType::RoomRedaction,
+            state_key: None,
+            content: CanonicalJsonObject::new(),
+            redacts: Some(&event.event_id),
+            ts: None,
+            txn: None,
+            through_closed: true,
+        })
+        .await?;
+    batch.redact(event, &redaction).await?;
+    Ok(redaction.event_id.clone())
 }
 
 /// The certificate (消去証明書) of a purge.
@@ -282,6 +356,7 @@ pub async fn carry_out_purge(server: &Arc<Server>, room_id: &RoomId) -> Result<P
             server.blobs.remove(&alone, sha256).await?;
         }
         if purge.finished_at.is_some() {
+            server.db.settle().await?;
             return Ok(purge);
         }
     }

@@ -348,12 +348,14 @@ impl Live {
         self.rooms.write().insert(view.row.room_id.clone(), Arc::new(room));
     }
 
-    /// Drops a room that was purged, and everybody's memberships of it.
+    /// Drops a room that was purged: nobody is in it any more, the city neither.
     pub fn drop_room(&self, room_id: &RoomId) {
         self.rooms.write().remove(room_id);
         for user in self.users.read().values() {
-            user.rooms.write().remove(room_id);
             user.unread.lock().remove(room_id);
+            if let Some(membership) = user.rooms.write().get_mut(room_id) {
+                membership.membership = "leave".to_owned();
+            }
         }
     }
 

@@ -182,6 +182,12 @@ pub fn relation(event: &Event) -> Option<Relation> {
     (long <= 255).then_some(relation)
 }
 
+/// Drops the originals of redacted events: of what was redacted because its subject's record was purged.
+pub async fn forget_originals(conn: &mut Conn, ids: &[String]) -> Result<()> {
+    super::run_in!(conn, "DELETE FROM event_originals WHERE event_id IN ", ids);
+    Ok(())
+}
+
 /// An event by its id.
 pub async fn by_id(conn: &mut Conn, event_id: &EventId) -> Result<Option<Arc<Event>>> {
     one!(

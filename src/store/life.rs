@@ -240,11 +240,12 @@ pub async fn delete_events(conn: &mut Conn, events: &[(i64, String)]) -> Result<
     Ok(())
 }
 
-/// Deletes what a room has beside its events. Its row stays, so that its number is never given again.
+/// Deletes what a room has beside its events. Its row stays, so that its number is never given again, and so do the
+/// memberships (ids only): whoever was away is still told that they left.
 pub async fn delete_rest(conn: &mut Conn, room_id: &RoomId) -> Result<()> {
     let id = room_id.as_str();
     run!(conn, "DELETE FROM room_state WHERE room_id = $1", id)?;
-    run!(conn, "DELETE FROM memberships WHERE room_id = $1", id)?;
+    run!(conn, "UPDATE memberships SET membership = 'leave' WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM receipts WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM account_data WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM media_links WHERE room_id = $1", id)?;

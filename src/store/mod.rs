@@ -232,6 +232,8 @@ impl Db {
         Ok(match self {
             Self::Sqlite(_, options) => {
                 let mut c = options.clone().connect().await?;
+                // What is deleted or redacted is overwritten, not left in free pages.
+                sqlx::query("PRAGMA secure_delete = ON").execute(&mut c).await?;
                 // A checkpoint every 4,000 pages instead of 1,000: fewer syncs inside commits.
                 sqlx::query("PRAGMA wal_autocheckpoint = 4000").execute(&mut c).await?;
                 Conn::Sqlite(Held::Own(Box::new(c)))
@@ -248,6 +250,16 @@ impl Db {
                 Conn::Postgres(Held::Own(Box::new(c)))
             }
         })
+    }
+
+    /// Empties SQLite's write-ahead log, which has pages as they were before: after a purge, and at the end. On
+    /// PostgreSQL its own vacuum and checkpoints do that.
+    pub async fn settle(&self) -> Result<()> {
+        let Self::Sqlite(_, options) = self else { return Ok(()) };
+        let mut c = options.clone().connect().await?;
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut c).await?;
+        c.close().await?;
+        Ok(())
     }
 
     /// Whether this is PostgreSQL.

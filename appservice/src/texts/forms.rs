@@ -121,7 +121,8 @@ impl Texts {
             Name::Redact,
         ];
         let usages: Vec<&str> = all.into_iter().map(usage).collect();
-        let usages = usages.join("\n");
+        let usages = usages.join("\n")
+            + "\n・メール通知 自分宛て｜ダイレクト｜すべて（mail mentions | direct | all）　ご自分に届くメールを選びます";
         self.pick(format!("使えることば\n{usages}"), format!("Commands\n{usages}"))
     }
 }

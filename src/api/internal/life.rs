@@ -7,7 +7,7 @@ use ruma::{OwnedEventId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Place, on_room, room};
+use super::{Place, on_room, once, room};
 use crate::{
     error::{Error, Result, invalid},
     export,
@@ -15,7 +15,9 @@ use crate::{
     rooms::{
         batch::Batch,
         city,
+        committer::Hint,
         life::{self, Glass, record},
+        live::parking::Mutex,
     },
     server::Server,
     store,
@@ -23,6 +25,8 @@ use crate::{
 
 /// The longest reason, in characters.
 const REASON_CHARS_MAX: usize = 500;
+/// Names that a purge forgets in the city's own rooms.
+const FORGET_MAX: usize = 10;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
@@ -77,7 +81,7 @@ pub fn routes(routes: Routes) -> Routes {
                     let target = OwnedEventId::try_from(body.event_id.as_str())
                         .map_err(|_| invalid("event_id is no event id."))?;
                     let by = life::redact_by_order(batch, &place.city, &place.room_id, &target).await?;
-                    let note = format!("case {}: {}", body.case, cut(&body.reason));
+                    let note = note(&body.case, &body.reason);
                     record(batch, &acting, "room.redact", &place.room_id, target.as_str(), &note);
                     Ok(json!({"event_id": by}))
                 })
@@ -100,7 +104,7 @@ struct Step {
 
 impl Step {
     fn note(&self) -> String {
-        format!("case {}: {}", self.case, cut(&self.reason))
+        note(&self.case, &self.reason)
     }
 }
 
@@ -112,8 +116,10 @@ struct Redact {
     reason: String,
 }
 
-fn cut(reason: &str) -> String {
-    reason.chars().take(REASON_CHARS_MAX).collect()
+/// What the audit log says of a case and why.
+fn note(case: &str, reason: &str) -> String {
+    let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
+    if reason.is_empty() { format!("case {case}") } else { format!("case {case}: {reason}") }
 }
 
 fn reason(body: &Step) -> Result<&str> {
@@ -174,23 +180,57 @@ async fn export_room(server: Arc<Server>, call: Call) -> Result<Answer> {
     Ok(serde_json::to_value(written)?.into())
 }
 
+#[derive(Deserialize)]
+struct PurgeOrder {
+    #[serde(flatten)]
+    step: Step,
+    /// Names of the subject, to be emptied in the city's own rooms too.
+    #[serde(default)]
+    forget: Vec<String>,
+}
+
 async fn purge(server: Arc<Server>, call: Call) -> Result<Answer> {
     let room_id = room(&call)?;
     let retention = server.config.retention.clone();
-    on_room(Arc::clone(&server), call, move |batch, place, body: Step, acting| {
-        Box::pin(async move {
-            city::city_room(batch, &place.room_id).await?;
-            let kind = batch.room(&place.room_id).await?.row.kind.clone();
-            let purge = life::begin_purge(batch, &place.room_id, retention.of(&kind), &acting).await?;
-            record(batch, &acting, "room.purge", &place.room_id, "", &body.note());
-            Ok(json!({"room_number": purge.room_number}))
-        })
-    })
-    .await?;
-    let row = store::rooms::row(&mut server.db.read().await?, &room_id).await?;
-    let case = row.and_then(|row| row.opened_by_case);
-    let purge = tokio::spawn(async move { life::carry_out_purge(&server, &room_id).await }).await??;
-    Ok(life::purge_view(&purge, case.as_deref()).into())
+    let hinted = room_id.clone();
+    let place = Place { room_id: room_id.clone(), city: server.city_user.clone() };
+    // The names are taken from each call that comes, a repeated one too, and kept nowhere.
+    let names = Arc::new(Mutex::new(Vec::new()));
+    let given = Arc::clone(&names);
+    once(
+        Arc::clone(&server),
+        call,
+        move |body: &PurgeOrder| {
+            given.lock().clone_from(&body.forget);
+            Hint { rooms: vec![hinted], txn: None }
+        },
+        move |batch, body, acting| {
+            Box::pin(async move {
+                if body.forget.len() > FORGET_MAX {
+                    return Err(invalid("At most 10 names to forget."));
+                }
+                city::city_room(batch, &place.room_id).await?;
+                let kind = batch.room(&place.room_id).await?.row.kind.clone();
+                let retention = retention.of(&kind);
+                life::begin_purge(batch, &place.city, &place.room_id, retention, &acting).await?;
+                record(batch, &acting, "room.purge", &place.room_id, "", &body.step.note());
+                Ok(json!({"room_id": place.room_id}))
+            })
+        },
+    )
+    .await
+    .map(drop)?;
+    let names = std::mem::take(&mut *names.lock());
+    let done = tokio::spawn(async move {
+        let purge = life::carry_out_purge(&server, &room_id).await?;
+        let forgotten = life::forget_names(&server, &names).await?;
+        let row = store::rooms::row(&mut server.db.read().await?, &room_id).await?;
+        let case = row.and_then(|row| row.opened_by_case);
+        Ok::<_, Error>((life::purge_view(&purge, case.as_deref()), forgotten))
+    });
+    let (mut view, forgotten) = done.await??;
+    view["forgotten"] = forgotten.into();
+    Ok(view.into())
 }
 
 fn field(answer: &Answer, name: &str) -> Result<String> {

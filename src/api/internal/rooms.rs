@@ -345,5 +345,6 @@ async fn one(server: Arc<Server>, call: Call) -> Result<Answer> {
         }));
     }
     answer["members"] = members.into();
+    answer["opened_by_case"] = row.opened_by_case.into();
     Ok(answer.into())
 }
