@@ -167,6 +167,8 @@ pub struct Policy {
     pub direct_rooms: bool,
     /// A list of public rooms.
     pub public_directory: bool,
+    /// Guests: accounts without a password, in rooms that let them in.
+    pub guests: bool,
     /// Encryption between users.
     pub encryption: Encryption,
     /// Requests are counted and slowed down.
@@ -199,6 +201,7 @@ impl Default for Policy {
             create_rooms: CreateRooms::City,
             direct_rooms: true,
             public_directory: false,
+            guests: false,
             encryption: Encryption::Forbidden,
             rate_limits: true,
             accept_city_invitations: true,
@@ -424,8 +427,8 @@ impl Config {
         Ok(flat)
     }
 
-    /// Turns every policy to its most open value, for client developers and test suites: loopback only.
-    pub fn open_profile(&mut self) -> Result<()> {
+    /// Turns every policy to its most open value, for client developers and test suites: loopback only, plain HTTP or TLS.
+    pub fn open_profile(&mut self, tls: bool) -> Result<()> {
         for (name, address) in [
             ("listen", self.server.listen),
             ("enrol_listen", self.server.enrol_listen),
@@ -443,11 +446,12 @@ impl Config {
         policy.shared_secret_registration = true;
         policy.create_rooms = CreateRooms::Everybody;
         policy.public_directory = true;
+        policy.guests = true;
         policy.encryption = Encryption::Allowed;
         policy.rate_limits = false;
         policy.former_members_read = "until_leave".to_owned();
         policy.open_profile = true;
-        self.tls.enabled = false;
+        self.tls.enabled = tls;
         Ok(())
     }
 

@@ -35,6 +35,9 @@ enum Command {
         /// `city` (the config's policies) or `open` (everything open, loopback only, for client developers).
         #[arg(long, default_value = "city")]
         profile: String,
+        /// With the open profile: TLS by the config's certificate, or by one of Heya's own CA; plain HTTP without it.
+        #[arg(long)]
+        tls: bool,
         /// Only the server: bot and bridge run elsewhere (`heya city`, `heya mail`).
         #[arg(long)]
         server_only: bool,
@@ -101,7 +104,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         log(&config);
     }
     match arguments.command {
-        Command::Serve { profile, server_only } => serve(config, &profile, server_only).await?,
+        Command::Serve { profile, tls, server_only } => serve(config, &profile, tls, server_only).await?,
         Command::Demo(demo) => return demo::run(demo, config.web).await,
         Command::City => parts::run_city(&config, stop_signal()).await?,
         Command::Mail => parts::run_mail(&config, stop_signal()).await?,
@@ -127,10 +130,13 @@ fn log(config: &Config) {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
-async fn serve(mut config: Config, profile: &str, server_only: bool) -> Result<()> {
+async fn serve(mut config: Config, profile: &str, tls: bool, server_only: bool) -> Result<()> {
     match profile {
+        "city" if tls => {
+            return Err(Error::internal("--tls belongs to --profile open: a city always has TLS"));
+        }
         "city" => {}
-        "open" => config.open_profile()?,
+        "open" => config.open_profile(tls)?,
         other => return Err(Error::internal(format!("--profile is \"city\" or \"open\", not \"{other}\""))),
     }
     let sockets = Sockets::bind(&config).await?;

@@ -12,7 +12,7 @@ use heya::{
 
 fn config(data: &std::path::Path) -> Config {
     let mut config = Config::default();
-    config.open_profile().unwrap();
+    config.open_profile(false).unwrap();
     config.server.server_name = "test.example".to_owned();
     config.server.data_dir = data.to_owned();
     config

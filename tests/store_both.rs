@@ -48,7 +48,7 @@ async fn places() -> Vec<Place> {
 fn place(database_url: String) -> Place {
     let data = std::env::temp_dir().join(format!("heya-test-{}", heya::clock::random_token(12)));
     let mut config = Config::default();
-    config.open_profile().unwrap();
+    config.open_profile(false).unwrap();
     config.server.server_name = "test.example".to_owned();
     config.server.data_dir.clone_from(&data);
     config.server.database_url = database_url;

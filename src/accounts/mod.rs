@@ -3,6 +3,7 @@
 pub mod addresses;
 pub mod end;
 pub mod enrol;
+pub mod guests;
 pub mod login;
 pub mod passwords;
 pub mod register;

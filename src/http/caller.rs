@@ -11,6 +11,7 @@ use ruma::{OwnedUserId, UserId};
 use super::route::bearer;
 use crate::{
     accounts::{
+        guests,
         sessions::LiveSession,
         terminals::{Known, Standing},
     },
@@ -133,12 +134,18 @@ pub async fn requester(server: &Arc<Server>, parts: &http::request::Parts) -> Re
         Listener::Enrol => Err(refuse(Code::Unrecognized, "This address is for enrolment only.")),
         Listener::Public => {
             let terminal = terminal(server, &peer)?;
-            session(server, token()?, terminal, &peer)
+            session(server, parts, token()?, terminal, &peer)
         }
     }
 }
 
-fn session(server: &Arc<Server>, token: &str, terminal: Option<Known>, peer: &Peer) -> Result<Requester> {
+fn session(
+    server: &Arc<Server>,
+    parts: &http::request::Parts,
+    token: &str,
+    terminal: Option<Known>,
+    peer: &Peer,
+) -> Result<Requester> {
     let session = server.sessions.of_token(token).ok_or_else(|| {
         refuse(Code::UnknownToken { soft_logout: false }, "This session has ended: please log in.")
     })?;
@@ -149,6 +156,9 @@ fn session(server: &Arc<Server>, token: &str, terminal: Option<Known>, peer: &Pe
             Code::UnknownToken { soft_logout: true },
             "This session belongs to another terminal: please log in on this one.",
         ));
+    }
+    if guests::is_guest(&session.user_id) && !guests::may_call(&parts.method, parts.uri.path()) {
+        return Err(refuse(Code::GuestAccessForbidden, "Guests may not do this."));
     }
     let now = server.now();
     session.last_seen.store(now, Ordering::Relaxed);

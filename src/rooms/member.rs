@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{append::Intent, batch::Batch, pdu::Event, send};
 use crate::{
+    accounts::guests,
     config::CreateRooms,
     error::{Code, Result, forbidden, not_found, refuse},
     store::{self, personal::Profile},
@@ -109,6 +110,13 @@ pub async fn join(
             batch.room(room_id).await?.state.event(&StateEventType::RoomMember, user_id.as_str())
     {
         return Ok(Arc::clone(event));
+    }
+    if guests::is_guest(user_id) {
+        let state = &batch.room(room_id).await?.state;
+        let access = state.content_str(&"m.room.guest_access".into(), "", "guest_access");
+        if access.as_deref() != Some("can_join") {
+            return Err(refuse(Code::GuestAccessForbidden, "This room does not let guests in."));
+        }
     }
     let profile = profile(batch, user_id).await?;
     batch

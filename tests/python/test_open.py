@@ -60,3 +60,62 @@ def test_it_never_listens_to_the_outside(tmp_path):
 
     done = subprocess.run([binary(), "--config", str(config), "serve", "--profile", "open"], capture_output=True, text=True, timeout=30)
     assert done.returncode != 0 and "loopback" in done.stderr
+
+
+def test_guests_come_where_a_room_lets_them_in(open_server):
+    """Client-server API, "Guest Access"."""
+    host = open_server.register()
+    closed = host.client.ok("POST", f"{C}/createRoom", {"name": "closed", "preset": "public_chat"})["room_id"]
+    room = host.client.ok("POST", f"{C}/createRoom", {"name": "open", "preset": "public_chat", "initial_state": [
+        {"type": "m.room.guest_access", "state_key": "", "content": {"guest_access": "can_join"}}]})["room_id"]
+    made = open_server.public().post(f"{C}/register?kind=guest", {})
+    assert made.status == 200 and made.json["user_id"].startswith("@guest."), made
+    guest = open_server.public(token=made.json["access_token"])
+    assert guest.post(f"{C}/join/{quote(closed)}", {}).told == (403, "M_GUEST_ACCESS_FORBIDDEN")
+    assert guest.post(f"{C}/join/{quote(room)}", {}).status == 200
+    event = guest.ok("PUT", f"{C}/rooms/{quote(room)}/send/m.room.message/g1", {"msgtype": "m.text", "body": "hi"})["event_id"]
+    assert event in [one["event_id"] for one in host.client.messages(room)]
+    for method, path in (("POST", "/createRoom"), ("POST", f"/rooms/{quote(room)}/invite"), ("POST", "/search"),
+                         ("PUT", f"/profile/{quote(made.json['user_id'])}/avatar_url")):
+        assert guest.request(method, f"{C}{path}", json_body={"user_id": host.user_id}).told == (403, "M_GUEST_ACCESS_FORBIDDEN"), path
+    assert guest.request("POST", "/_matrix/media/v3/upload", json_body={}).told == (403, "M_GUEST_ACCESS_FORBIDDEN")
+    taken = open_server.public().post(f"{C}/register", {"username": "guest.me", "password": "x-Y-1", "auth": {"type": "m.login.dummy"}})
+    assert taken.told == (400, "M_EXCLUSIVE")
+
+
+def test_the_open_profile_with_tls(tmp_path):
+    """For clients that refuse plain HTTP: TLS, and no certificate asked for."""
+    import socket
+    import ssl
+    import time
+
+    from harness import binary, free_ports
+
+    public, enrol, internal = free_ports(3)
+    config = tmp_path / "config.toml"
+    config.write_text(f"""[server]
+public_url = "https://localhost:{public}"
+listen = "127.0.0.1:{public}"
+enrol_listen = "127.0.0.1:{enrol}"
+internal_listen = "127.0.0.1:{internal}"
+data_dir = "{tmp_path}/data"
+""")
+    refused = subprocess.run([binary(), "--config", str(config), "serve", "--tls"], capture_output=True, text=True, timeout=30)
+    assert refused.returncode == 1 and "--profile open" in refused.stderr
+    server = subprocess.Popen([binary(), "--config", str(config), "serve", "--profile", "open", "--tls"], stderr=subprocess.DEVNULL)
+    try:
+        context = ssl.create_default_context()
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                context.load_verify_locations(cafile=str(next((tmp_path / "data" / "keys").glob("ca*.pem"))))
+                with socket.create_connection(("127.0.0.1", public)) as raw, context.wrap_socket(raw, server_hostname="localhost") as tls:
+                    tls.sendall(f"GET /_matrix/client/versions HTTP/1.1\r\nHost: localhost:{public}\r\nConnection: close\r\n\r\n".encode())
+                    assert tls.recv(12) == b"HTTP/1.1 200"
+                    return
+            except (OSError, StopIteration):
+                assert time.monotonic() < deadline, "no TLS"
+                time.sleep(0.1)
+    finally:
+        server.terminate()
+        server.wait(20)

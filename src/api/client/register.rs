@@ -17,7 +17,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    accounts::sessions,
+    accounts::{guests, sessions},
     config::Registration,
     error::{Code, Error, Result, forbidden, refuse},
     http::{
@@ -35,7 +35,7 @@ pub fn routes(routes: Routes) -> Routes {
         .at(http::Method::POST, "/_matrix/client/v3/register", |server, call| async move {
             let query_kind = call.query("kind");
             if query_kind.as_deref() == Some("guest") {
-                return Err(refuse(Code::GuestAccessForbidden, "Guests are not let in."));
+                return guest(server, call).await;
             }
             let peer = caller::peer(&call.parts)?;
             let token = bearer(&call.parts.headers).map(ToOwned::to_owned);
@@ -113,6 +113,25 @@ async fn answer(
     make(&server, user_id, Some(&password), "open", &request).await
 }
 
+/// A guest: an account for one session (client-server API, `POST /register?kind=guest`).
+async fn guest(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let peer = caller::peer(&call.parts)?;
+    if !server.config.policy.guests || peer.listener == caller::Listener::Internal {
+        return Err(refuse(Code::GuestAccessForbidden, "Guests are not let in."));
+    }
+    caller::terminal(&server, &peer)?;
+    let (_, body) = call.json::<Guest>(&server).await?;
+    let user_id = parse_name(&server, &guests::localpart())?;
+    let mut request = register::Request::new();
+    request.initial_device_display_name = body.initial_device_display_name;
+    make(&server, user_id, None, "guest", &request).await
+}
+
+#[derive(serde::Deserialize)]
+struct Guest {
+    initial_device_display_name: Option<String>,
+}
+
 /// An appservice makes a user of its namespace; the standard type is `m.login.application_service`.
 async fn by_appservice(
     server: &Arc<Server>,
@@ -162,6 +181,9 @@ fn parse_name(server: &Server, name: &str) -> Result<ruma::OwnedUserId> {
 
 async fn free_name(server: &Server, name: &str) -> Result<ruma::OwnedUserId> {
     let user_id = parse_name(server, name)?;
+    if guests::is_guest_name(user_id.localpart()) {
+        return Err(refuse(Code::Exclusive, "This name is kept for guests."));
+    }
     if server.appservices.is_exclusive(&user_id) {
         return Err(refuse(Code::Exclusive, "This name is kept for an appservice."));
     }
@@ -193,7 +215,7 @@ async fn make(
         password_hash: hash,
         status: "active".to_owned(),
     };
-    let device = (!request.inhibit_login && kind == "open")
+    let device = (!request.inhibit_login && matches!(kind, "open" | "guest"))
         .then(|| request.device_id.clone().map_or_else(|| crate::clock::readable_code(10), String::from));
     let device_name = request.initial_device_display_name.clone();
     crate::accounts::login::check_device(device.as_deref(), device_name.as_deref())?;
