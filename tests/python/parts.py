@@ -3,6 +3,7 @@ between them. Only the command line, the config file and HTTP are known here, no
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import datetime
 import email
@@ -18,7 +19,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
@@ -134,8 +134,6 @@ class Smtp:
             return "530 5.7.0 STARTTLS and AUTH first"
         self.mails.append(Mail(envelope.mail_from, list(envelope.rcpt_tos), bytes(envelope.content)))
         if self._slow:
-            import asyncio
-
             # A sender that dies now does not know that its mail has arrived.
             await asyncio.sleep(secrets.randbelow(1000) / 1000 * self._slow)
         return "250 2.0.0 taken"
@@ -358,9 +356,3 @@ def case_shown(event: dict) -> int | None:
 def today() -> str:
     """The date in Japan."""
     return datetime.datetime.now(datetime.timezone(datetime.timedelta(hours=9))).strftime("%Y-%m-%d")
-
-
-def deadline(seconds: float):
-    """False until the seconds are over."""
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() > end
