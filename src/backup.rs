@@ -37,18 +37,30 @@ pub async fn write(config: &Config, folder: &Path) -> Result<Manifest> {
     if folder.exists() {
         return Err(Error::internal(format!("{} exists already", folder.display())));
     }
-    let data = &config.server.data_dir;
     let part = folder.with_extension("part");
     if part.exists() {
         std::fs::remove_dir_all(&part)?;
     }
-    crate::files::private_folder(&part)?;
+    let written = write_part(config, &part).await;
+    match &written {
+        Ok(_) => std::fs::rename(&part, folder)?,
+        // Half a backup would be taken for one.
+        Err(_) => {
+            let _ = std::fs::remove_dir_all(&part);
+        }
+    }
+    written
+}
+
+async fn write_part(config: &Config, part: &Path) -> Result<Manifest> {
+    let data = &config.server.data_dir;
+    let db = Db::open_existing(&config.server.database_url, data).await?;
+    crate::files::private_folder(part)?;
     // Before the database: entries written in between would look like a cut-off log after a restore.
     let heads = data.join("audit").join("heads");
     if heads.exists() {
         copy(&heads, &part.join("audit").join("heads"))?;
     }
-    let db = Db::open(&config.server.database_url, data).await?;
     let mut databases = std::collections::BTreeMap::new();
     let mut position = 0;
     for name in DATABASES {
@@ -65,7 +77,7 @@ pub async fn write(config: &Config, folder: &Path) -> Result<Manifest> {
     }
     // What the snapshot names, not what the live database names a moment later.
     let source = if databases.contains_key("heya.sqlite") {
-        Db::open(&format!("sqlite:{}", part.join("heya.sqlite").display()), &part).await?
+        Db::open(&format!("sqlite:{}", part.join("heya.sqlite").display()), part).await?
     } else {
         db
     };
@@ -93,7 +105,6 @@ pub async fn write(config: &Config, folder: &Path) -> Result<Manifest> {
         &part.join("manifest.json"),
         serde_json::to_string_pretty(&manifest)?.as_bytes(),
     )?;
-    std::fs::rename(&part, folder)?;
     Ok(manifest)
 }
 

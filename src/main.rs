@@ -18,9 +18,9 @@ mod demo;
 #[derive(Parser)]
 #[command(version, about, arg_required_else_help = true)]
 struct Arguments {
-    /// The configuration file. Every setting has a default: a missing `config.toml` is an empty one.
-    #[arg(long, short, global = true, default_value = "config.toml")]
-    config: PathBuf,
+    /// The configuration file; `config.toml` where none is named, and every setting's default where that is missing.
+    #[arg(long, short, global = true)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -47,8 +47,14 @@ enum Command {
     /// Every step is printed and checked; the city then stays up, to log in with Element. Needs nothing installed.
     Demo(demo::Demo),
     /// Run the city bot alone, beside a server started with `serve --server-only`.
+    ///
+    /// On the server's machine, with the same config and data folder. Start the server first: it makes the tokens in
+    /// `keys/`. Leave `city.bot` on: the server then sends the bot its events.
     City,
     /// Run the e-mail bridge alone, beside a server started with `serve --server-only`.
+    ///
+    /// On the server's machine, with the same config and data folder. Start the server first: it makes the tokens in
+    /// `keys/`. Leave `mail.enabled` on: the server then hands its notifications to the bridge.
     Mail,
     /// Terminals' certificates. Works while the server runs.
     #[command(subcommand)]
@@ -60,12 +66,15 @@ enum Command {
     Audit(command::audit::Audit),
     /// Write a backup: the database, then the media it names. Works while the server runs.
     ///
-    /// Keys are not in it: keep a copy of `data/keys` in a safe place of its own.
+    /// Keys are not in it: keep a copy of `data/keys` in a safe place of its own. On PostgreSQL run `pg_dump` first: this
+    /// then writes everything else.
     Backup {
         /// The folder to write; it must not exist.
         folder: PathBuf,
     },
     /// Put a backup back into an empty data folder. The server must not run.
+    ///
+    /// Put `keys/` back first; on PostgreSQL load the dump. Then `heya serve`: clients begin afresh.
     Restore {
         /// The folder that `heya backup` wrote.
         folder: PathBuf,
@@ -97,8 +106,12 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<ExitCode> {
-    let config =
-        if arguments.config.exists() { Config::read(&arguments.config)? } else { Config::parse("")? };
+    let config = match &arguments.config {
+        // A mistyped name must not be a city with other settings.
+        Some(path) => Config::read(path)?,
+        None if std::path::Path::new("config.toml").exists() => Config::read("config.toml".as_ref())?,
+        None => Config::parse("")?,
+    };
     // The demo logs to a file of its own.
     if !matches!(arguments.command, Command::Demo(_)) {
         log(&config);

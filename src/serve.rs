@@ -268,7 +268,7 @@ fn acceptors(server: &Arc<Server>) -> Result<Acceptors> {
 fn own_certificate(server: &Server) -> Result<ServerFiles> {
     let keys = server.data().join("keys");
     let files = ServerFiles { certificate: keys.join("server.pem"), key: keys.join("server.key") };
-    if !files.certificate.exists() {
+    if !files.certificate.exists() || !files.key.exists() {
         let host = server.config.host().to_owned();
         let host = host.rsplit_once(':').map_or(host.as_str(), |(host, _)| host);
         let addresses: Vec<std::net::IpAddr> = [host, "127.0.0.1", "::1"]

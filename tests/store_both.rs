@@ -264,6 +264,87 @@ async fn the_state_at_every_position_is_what_the_events_say() {
     }
 }
 
+/// A fork, as another server would bring it (DESIGN 6): an event off the room's line has a state of its own, a delta to
+/// the line's, and the line does not notice.
+#[tokio::test]
+async fn an_event_off_the_line_has_its_own_state() {
+    for place in places().await {
+        let url = place.config.server.database_url.clone();
+        let (server, _task) = Server::open(place.config.clone(), Clock::default()).await.unwrap();
+        let alice = account(&server, "alice").await;
+        let room_id = room(&server, &alice, RoomVersionId::V12).await;
+        for text in ["before", "after"] {
+            send(&server, topic(&room_id, &alice, text)).await.unwrap();
+            send(&server, message(&room_id, &alice, text, None)).await.unwrap();
+        }
+        let line = events(&server, &room_id).await;
+        let topics: Vec<_> = line.iter().filter(|e| e.kind.to_string() == "m.room.topic").cloned().collect();
+        let fork_at =
+            line.iter().find(|e| e.content.get().contains("\"before\"") && !e.is_state()).unwrap().clone();
+        // Two PDUs that follow the first message and not what came after it: a topic, and a message under that topic.
+        let pdus = [
+            ("$forked-topic", "m.room.topic", Some(""), json!({"topic": "fork"})),
+            ("$forked-text", "m.room.message", None, json!({"msgtype": "m.text", "body": "fork"})),
+        ];
+        let url = if url == "sqlite:" {
+            format!("sqlite:{}", place.data.join("heya.sqlite").display())
+        } else {
+            url
+        };
+        let (fork_order, mut position) = (fork_at.position + 1, line.last().unwrap().position);
+        let mut previous = fork_at.event_id.to_string();
+        for (id, (event_id, kind, state_key, content)) in (1_i64..).zip(pdus) {
+            position += 1;
+            let mut pdu = json!({"type": kind, "sender": alice, "room_id": room_id, "content": content,
+                "origin_server_ts": 1, "depth": 9, "prev_events": [previous], "auth_events": []});
+            if let Some(state_key) = state_key {
+                pdu["state_key"] = state_key.into();
+            }
+            let parent = if id > 1 { (id - 1).to_string() } else { "NULL".to_owned() };
+            change(&url, format!("INSERT INTO stored_states (id, room_id, parent, parent_order) VALUES ({id}, '{room_id}', {parent}, {fork_order})")).await;
+            if id > 1 {
+                change(&url, format!("INSERT INTO stored_state_changes (state_id, type, state_key, event_id) VALUES ({id}, 'm.room.topic', '', '{previous}')")).await;
+            }
+            let state_key = state_key.map_or("NULL".to_owned(), |key| format!("'{key}'"));
+            change(&url, format!(
+                "INSERT INTO events (position, event_id, room_id, room_order, depth, type, state_key, sender, pdu, outlier, rejected, soft_failed, state_id) \
+                 VALUES ({position}, '{event_id}', '{room_id}', {position}, 9, '{kind}', {state_key}, '{alice}', '{pdu}', FALSE, FALSE, FALSE, {id})"
+            )).await;
+            change(&url, format!("UPDATE positions SET n = {position}")).await;
+            previous = event_id.to_owned();
+        }
+        let mut conn = server.db.read().await.unwrap();
+        let forked =
+            store::events::by_ids(&mut conn, &["$forked-topic".to_owned(), "$forked-text".to_owned()])
+                .await
+                .unwrap();
+        assert_eq!(forked.len(), 2);
+        for event in &forked {
+            assert!(store::rooms::is_off_the_line(&mut conn, event).await.unwrap());
+            let state = store::rooms::state_at(&mut conn, event).await.unwrap();
+            let topic = state.iter().find(|e| e.kind.to_string() == "m.room.topic").unwrap();
+            // Before the forked topic the line's first one, before the forked text the forked one.
+            let expected = if event.is_state() { topics[0].event_id.as_str() } else { "$forked-topic" };
+            assert_eq!(topic.event_id.as_str(), expected);
+            let members = state.iter().filter(|e| e.kind.to_string() == "m.room.member").count();
+            assert_eq!(members, 1, "the rest is the line's");
+        }
+        // The line: its state at every place and now, in the database, in memory, and for whoever writes next.
+        let now = store::rooms::current_state(&mut conn, &room_id).await.unwrap();
+        assert!(
+            now.iter().any(|e| e.event_id == topics[1].event_id)
+                && !now.iter().any(|e| e.event_id == "$forked-topic")
+        );
+        let at_end = store::rooms::state_at(&mut conn, line.last().unwrap()).await.unwrap();
+        assert!(at_end.iter().any(|e| e.event_id == topics[1].event_id));
+        drop(conn);
+        let next = send(&server, message(&room_id, &alice, "next", None)).await.unwrap();
+        let after = events(&server, &room_id).await;
+        let next = after.iter().find(|e| e.event_id == next).unwrap();
+        assert_eq!(next.prev_events, [line.last().unwrap().event_id.clone()]);
+    }
+}
+
 #[tokio::test]
 async fn a_transaction_id_counts_once_even_at_once_and_after_a_restart() {
     for place in places().await {
@@ -400,7 +481,8 @@ async fn the_audit_log_shows_change_removal_and_truncation() {
 }
 
 /// What somebody with a database tool could do.
-async fn change(url: &str, sql: &'static str) {
+async fn change(url: &str, sql: impl Into<String>) {
+    let sql = sqlx::AssertSqlSafe(sql.into());
     use sqlx::Connection as _;
     if url.starts_with("sqlite:") {
         let mut c = sqlx::SqliteConnection::connect(url).await.unwrap();

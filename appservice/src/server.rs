@@ -68,6 +68,11 @@ impl Server {
         self.call(Method::GET, path, query, None, None).await
     }
 
+    /// Reads by a body.
+    pub(crate) async fn ask(&self, path: &[&str], body: &Value) -> Result<Value, CallError> {
+        self.call(Method::POST, path, &[], None, Some(body)).await
+    }
+
     /// Changes something, once per `key`.
     pub(crate) async fn post(&self, path: &[&str], key: &str, body: &Value) -> Result<Value, CallError> {
         self.call(Method::POST, path, &[], Some(key), Some(body)).await

@@ -16,6 +16,8 @@ pub enum Audit {
     /// Prove that no entry was changed, removed or cut off. Exit status 1 where one was.
     Verify,
     /// List what happened in a room, or all of the log: who, when, from which terminal, what.
+    ///
+    /// The server must run: that the log was read is itself logged.
     List {
         /// The room number (部屋番号).
         #[arg(long)]
@@ -28,7 +30,7 @@ pub enum Audit {
 
 /// Runs it.
 pub async fn run(config: &Config, audit: Audit) -> Result<ExitCode> {
-    let db = Db::open(&config.server.database_url, &config.server.data_dir).await?;
+    let db = Db::open_existing(&config.server.database_url, &config.server.data_dir).await?;
     let code = match audit {
         Audit::Verify => {
             let heads = config.server.data_dir.join("audit").join("heads");
@@ -36,6 +38,13 @@ pub async fn run(config: &Config, audit: Audit) -> Result<ExitCode> {
                 Verdict::Whole { entries } => {
                     println!("操作履歴は正しくつながっています({entries}件)。");
                     ExitCode::SUCCESS
+                }
+                Verdict::Unproved { entries } => {
+                    println!(
+                        "操作履歴は{entries}件つながっていますが、データベースの外の控え({})がないか読めないため、末尾が消されていないことを確かめられません。",
+                        heads.display()
+                    );
+                    ExitCode::FAILURE
                 }
                 Verdict::Broken { seq, what } => {
                     println!("操作履歴が書き換えられています: {seq}件目 ({what})");

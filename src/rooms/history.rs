@@ -180,6 +180,21 @@ pub async fn complete(conn: &mut Conn, events: &[Arc<Event>]) -> Result<()> {
     Ok(())
 }
 
+/// The state of a room just after an event, which may stand off the room's line (DESIGN 6).
+pub async fn state_after(server: &Server, view: &RoomView, event: &Arc<Event>) -> Result<Vec<Arc<Event>>> {
+    let mut conn = server.db.read().await?;
+    if !store::rooms::is_off_the_line(&mut conn, event).await? {
+        drop(conn);
+        return state_before(server, view, event.position + 1).await;
+    }
+    let mut state = store::rooms::state_at(&mut conn, event).await?;
+    if let Some(state_key) = &event.state_key {
+        state.retain(|e| e.kind != event.kind || e.state_key.as_ref() != Some(state_key));
+        state.push(Arc::clone(event));
+    }
+    Ok(state)
+}
+
 /// The state of a room just before an event, in memory where nothing changed since.
 pub async fn state_before(server: &Server, view: &RoomView, order: i64) -> Result<Vec<Arc<Event>>> {
     if order > view.row.state_version {

@@ -219,6 +219,17 @@ impl Db {
         }
     }
 
+    /// As [`Db::open`], of a database that is there: nothing is made where a name was mistyped.
+    pub async fn open_existing(url: &str, data_dir: &Path) -> Result<Self> {
+        if let Some(path) = url.strip_prefix("sqlite:") {
+            let path = if path.is_empty() { data_dir.join("heya.sqlite") } else { path.into() };
+            if !path.exists() {
+                return Err(Error::internal(format!("there is no database {}", path.display())));
+            }
+        }
+        Self::open(url, data_dir).await
+    }
+
     /// A connection to read with.
     pub async fn read(&self) -> Result<Conn> {
         Ok(match self {

@@ -1,6 +1,6 @@
 //! Rooms: their rows, current and past state, memberships, receipts.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 
@@ -197,6 +197,68 @@ pub async fn state_before(conn: &mut Conn, room_id: &RoomId, order: i64) -> Resu
     .into_iter()
     .map(state_event)
     .collect()
+}
+
+/// Whether an event stands off its room's line, with a state of its own.
+pub async fn is_off_the_line(conn: &mut Conn, event: &Event) -> Result<bool> {
+    let stored = one!(
+        conn,
+        (Option<i64>,),
+        "SELECT state_id FROM events WHERE event_id = $1",
+        event.event_id.as_str()
+    )?;
+    Ok(matches!(stored, Some((Some(_),))))
+}
+
+/// How many stored states one may rest on; a longer chain is damage.
+const STORED_DEPTH_MAX: usize = 1_000;
+
+/// The state just before an event, wherever it stands: on the line the room's interval state at its order, off the line
+/// its own, a delta to a parent (DESIGN 6).
+pub async fn state_at(conn: &mut Conn, event: &Event) -> Result<Vec<Arc<Event>>> {
+    let stored = one!(
+        conn,
+        (Option<i64>,),
+        "SELECT state_id FROM events WHERE event_id = $1",
+        event.event_id.as_str()
+    )?;
+    let Some((Some(mut state_id),)) = stored else {
+        return state_before(conn, &event.room_id, event.position).await;
+    };
+    let mut changes: HashMap<(String, String), String> = HashMap::new();
+    for _ in 0..STORED_DEPTH_MAX {
+        let rows: Vec<(String, String, String)> = all!(
+            conn,
+            (String, String, String),
+            "SELECT type, state_key, event_id FROM stored_state_changes WHERE state_id = $1",
+            state_id
+        )?;
+        // What is nearer to the event stands.
+        for (kind, state_key, event_id) in rows {
+            changes.entry((kind, state_key)).or_insert(event_id);
+        }
+        let row: Option<(Option<i64>, i64)> = one!(
+            conn,
+            (Option<i64>, i64),
+            "SELECT parent, parent_order FROM stored_states WHERE id = $1",
+            state_id
+        )?;
+        match row {
+            Some((Some(parent), _)) => state_id = parent,
+            Some((None, order)) => {
+                let mut state = state_before(conn, &event.room_id, order).await?;
+                state.retain(|e| {
+                    let key = (e.kind.to_string(), e.state_key.clone().unwrap_or_default());
+                    !changes.contains_key(&key)
+                });
+                let ids: Vec<String> = changes.into_values().collect();
+                state.extend(super::events::by_ids(conn, &ids).await?);
+                return Ok(state);
+            }
+            None => break,
+        }
+    }
+    Err(Error::internal("the stored state of an event is damaged"))
 }
 
 /// One entry of the state just before an order.

@@ -44,8 +44,16 @@ impl Ca {
     ) -> Result<Self, TlsError> {
         let present = |file: &str| folder.join(file).symlink_metadata().is_ok();
         match (present(CERTIFICATE_FILE), present(KEY_FILE)) {
-            (false, false) => Self::create(folder, name, now, valid_for),
-            _ => Self::load(folder),
+            (true, true) | (false, true) => Self::load(folder),
+            // The key is written last: without it nothing was ever issued, and a certificate alone is what an
+            // interrupted first start left.
+            (certificate, false) => {
+                if certificate {
+                    let path = folder.join(CERTIFICATE_FILE);
+                    std::fs::remove_file(&path).map_err(files::file_error(&path))?;
+                }
+                Self::create(folder, name, now, valid_for)
+            }
         }
     }
 
@@ -60,8 +68,8 @@ impl Ca {
     ) -> Result<Self, TlsError> {
         let (ca, certificate_pem, key_pem) = Self::generate(name, now, valid_for)?;
         files::private_folder(folder)?;
-        files::write_private(&folder.join(KEY_FILE), key_pem.as_bytes())?;
         files::write_public(&folder.join(CERTIFICATE_FILE), certificate_pem.as_bytes())?;
+        files::write_private(&folder.join(KEY_FILE), key_pem.as_bytes())?;
         Ok(ca)
     }
 

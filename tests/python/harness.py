@@ -504,6 +504,10 @@ class Server:
     def look(self, path: str) -> Any:
         return self.internal.ok("GET", f"/_heya/v1/{path}")
 
+    def search(self, query: str) -> Any:
+        """The accounts whose login id, name or facility fits."""
+        return self.internal.ok("POST", "/_heya/v1/accounts/search", {"query": query})
+
     def facility(self, name: str | None = None, kind: str = "care") -> int:
         name = name or f"試験事業所{next(_serial)}"
         if name not in self._facilities:

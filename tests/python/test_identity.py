@@ -890,7 +890,7 @@ def test_a_leaver_is_out_at_once(city, ann):
         assert city.act(path, expect=None).told == (404, "M_NOT_FOUND")
     answer = city.act(f"rooms/{quote(room)}/members", {"case": "x", "add": [person.user_id]}, expect=None)
     assert answer.status == 404, "somebody who has left was added to a room"
-    rows = city.look(f"accounts?query={person.login_id}")["accounts"]
+    rows = city.search(person.login_id)["accounts"]
     assert [row["status"] for row in rows] == ["ended"]
 
 

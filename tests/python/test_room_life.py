@@ -571,7 +571,7 @@ def test_an_export_is_readable_and_complete(any_city: Server):
     server = any_city
     a = server.person(server.facility("<b>太字</b>&事業所"), name="書出\"花子<i>")
     b = server.person(name="読取次郎")
-    names = {p.user_id: server.look(f"accounts?query={p.login_id}")["accounts"][0]["display_name"] for p in (a, b)}
+    names = {p.user_id: server.search(p.login_id)["accounts"][0]["display_name"] for p in (a, b)}
     room, subject = subject_room(server, a, b)
     mxc, content = picture(a, room)
     odd = {"html": "<script>alert('x')</script><b onclick=alert(1)>太い</b>", "amp": "&lt;&amp; 「引用」 \"二重\" '一重'",

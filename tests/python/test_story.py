@@ -626,8 +626,6 @@ def test_no_url_names_anybody(tale: Tale):
     assert "access_token" not in str(heard), "a token in a URL"
 
 
-@pytest.mark.xfail(strict=True, reason="the bot looks people up by GET /_heya/v1/accounts?query=<what a member wrote>: "
-                   "a name from a message, which may be anybody's, is in a URL")
 def test_no_url_holds_what_a_member_wrote(tale: Tale):
     """Whoever a member takes for a member of the network: a relative, or the subject."""
     tale.play()

@@ -692,7 +692,6 @@ HALF_A_PAIR = ("keys/ca.key and ca.pem, and keys/server.key and server.pem, are 
                "first start leaves a folder in which no server starts ('ca.pem: No such file', 'server.key: entity already exists')")
 
 
-@pytest.mark.xfail(strict=True, reason=HALF_A_PAIR)
 @pytest.mark.parametrize("pair", ["ca", "server"])
 def test_killed_between_two_files(pair, fresh):
     """The folder as such a kill leaves it: a key without its certificate."""
@@ -714,7 +713,6 @@ def test_killed_between_two_files(pair, fresh):
 
 
 # Goes with the one above: only some moments hit it.
-@pytest.mark.xfail(strict=False, reason=HALF_A_PAIR)
 @pytest.mark.timeout(60 + 20 * len(SEEDS))
 def test_killed_in_its_first_start(database: str, tmp_path):
     """A city begins whole or anew: its first member of staff can enrol from the sheets that are there."""

@@ -92,7 +92,7 @@ impl Fake {
         let fake = Self { inside: Arc::default(), changed: watch::channel(0).0, url };
         let router = Router::new()
             .route("/_heya/v1/control", get(control))
-            .route("/_heya/v1/accounts", get(accounts))
+            .route("/_heya/v1/accounts/search", post(accounts))
             .route("/_heya/v1/accounts/{user}/reset", post(reset))
             .route(
                 "/_heya/v1/facilities",
@@ -358,7 +358,7 @@ async fn control() -> axum::Json<Value> {
     )
 }
 
-async fn accounts(RawQuery(query): RawQuery) -> axum::Json<Value> {
+async fn accounts(asked: axum::Json<Value>) -> axum::Json<Value> {
     let account = |login: &str, facility: &str, name: &str| {
         json!({"user_id": format!("@{login}:example.jp"), "login_id": login, "display_name": format!("{facility} {name}"),
             "name": name, "kind": "personal", "facility": 1, "facility_name": facility, "profession": null, "status": "active"})
@@ -368,10 +368,10 @@ async fn accounts(RawQuery(query): RawQuery) -> axum::Json<Value> {
         account("p104218", "あおば訪問看護", "田中次郎"),
         account("p104300", "みどり薬局", "鈴木一郎"),
     ];
-    let wanted = parameter(query, "query");
+    let wanted = asked["query"].as_str().unwrap_or_default();
     let found: Vec<&Value> = all
         .iter()
-        .filter(|row| row["login_id"] == wanted || row["display_name"].as_str().unwrap().contains(&wanted))
+        .filter(|row| row["login_id"] == wanted || row["display_name"].as_str().unwrap().contains(wanted))
         .collect();
     axum::Json(json!({"accounts": found}))
 }

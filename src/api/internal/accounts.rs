@@ -53,7 +53,7 @@ pub fn routes(routes: Routes) -> Routes {
             })
         })
         .at(Method::POST, "/_heya/v1/accounts/{user_id}/mail-scope", mail_scope)
-        .at(Method::GET, "/_heya/v1/accounts", search)
+        .at(Method::POST, "/_heya/v1/accounts/search", search)
         .at(Method::POST, "/_heya/v1/accounts", issue)
         .at(Method::POST, "/_heya/v1/accounts/{user_id}/codes", |server, call| async move {
             let (user_id, letterhead) = (user(&call)?, Letterhead::of(&server));
@@ -149,10 +149,18 @@ async fn control(server: Arc<Server>, call: Call) -> Result<Answer> {
     .into())
 }
 
+#[derive(Deserialize)]
+struct Search {
+    #[serde(default)]
+    query: String,
+    facility: Option<i64>,
+}
+
+/// In a body: what is looked for comes from what people wrote, and may be anybody's name.
 async fn search(server: Arc<Server>, call: Call) -> Result<Answer> {
     city(&server, &call)?;
-    let query = search_key(&[&call.query("query").unwrap_or_default()]);
-    let of: Option<i64> = call.query("facility").and_then(|id| id.parse().ok());
+    let (_, Search { query, facility: of }) = call.json::<Search>(&server).await?;
+    let query = search_key(&[&query]);
     let mut conn = server.db.read().await?;
     let facilities: std::collections::BTreeMap<i64, String> =
         store::accounts::facilities(&mut conn).await?.into_iter().map(|(id, name, ..)| (id, name)).collect();

@@ -197,6 +197,9 @@ pub async fn audit(stage: &mut Stage<'_>, cast: &Cast, room: &Room) -> Result<()
         Verdict::Whole { entries } => {
             stage.tell(format!("the audit log is whole: {entries} entries, each proved"))
         }
+        Verdict::Unproved { .. } => {
+            return Err(Error::internal("nothing beside the database proves the end of the audit log"));
+        }
         Verdict::Broken { seq, what } => {
             return Err(Error::internal(format!("the audit log is broken at {seq}: {what}")));
         }

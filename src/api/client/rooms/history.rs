@@ -228,7 +228,11 @@ async fn around(server: Arc<Server>, who: Requester, request: context::Request) 
     };
     let view = room.current()?;
     let last = after.last().map_or(at, |event| event.position);
-    let mut state = history::state_before(&server, &view, last + 1).await?;
+    let mut state = match after.last() {
+        Some(_) => history::state_before(&server, &view, last + 1).await?,
+        // The event itself may stand off the room's line.
+        None => history::state_after(&server, &view, &event).await?,
+    };
     if filter::is_lazy(&request.filter) {
         let senders: std::collections::BTreeSet<_> =
             before.iter().chain(&after).chain([&event]).map(|event| event.sender.to_string()).collect();
