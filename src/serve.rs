@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::response::Response;
+use ruma::OwnedUserId;
 use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     appservices::delivery,
     clock::Clock,
     config::{ClientCertificate, Config},
-    error::{Error, Result},
+    error::{Error, Result, forbidden},
     http::{self, Serving, caller::Listener, reply, route::Answer, route::Routes},
     media,
     rooms::committer::Hint,
@@ -64,6 +65,7 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
     } else {
         register::first_start(&server).await?
     };
+    own_users(&server).await?;
     if let Some(issued) = &first {
         for sheet in &issued.sheets {
             tracing::info!(sheet = %server.data().join(sheet).display(), "first start: a handover sheet for the city's first member of staff");
@@ -155,20 +157,38 @@ async fn kept_up<F: Future<Output = ()> + Send + 'static>(name: &'static str, ta
 
 /// The open profile has no city: only `@city`, for what is posted in its name.
 async fn open_city(server: &Arc<Server>) -> Result<Option<register::Issued>> {
-    let city_user = server.city_user.clone();
+    own_user(server, server.city_user.clone()).await?;
+    Ok(None)
+}
+
+/// Every appservice has its own user from the start.
+async fn own_users(server: &Arc<Server>) -> Result<()> {
+    for one in server.appservices.all() {
+        own_user(server, one.sender.clone()).await.map_err(|error| match error.code() {
+            Some(_) => Error::internal(format!(
+                "the appservice {} names {} as its own user, who is somebody else",
+                one.id, one.sender
+            )),
+            None => error,
+        })?;
+    }
+    Ok(())
+}
+
+async fn own_user(server: &Arc<Server>, user_id: OwnedUserId) -> Result<()> {
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
-                if store::accounts::account(batch.reading(), city_user.as_str()).await?.is_some() {
-                    return Ok(());
+                if let Some(known) = store::accounts::account(batch.reading(), user_id.as_str()).await? {
+                    return if known.kind == "appservice" { Ok(()) } else { Err(forbidden("")) };
                 }
                 let account = store::accounts::Account {
-                    user_id: city_user.to_string(),
+                    user_id: user_id.to_string(),
                     kind: "appservice".to_owned(),
                     facility: None,
                     name: String::new(),
                     profession: String::new(),
-                    display_name: Some("city".to_owned()),
+                    display_name: Some(user_id.localpart().to_owned()),
                     password_hash: None,
                     password_own: false,
                     status: "active".to_owned(),
@@ -177,8 +197,7 @@ async fn open_city(server: &Arc<Server>) -> Result<Option<register::Issued>> {
                 store::accounts::insert_account(batch.sql().await?, &account, "", now).await
             })
         })
-        .await?;
-    Ok(None)
+        .await
 }
 
 type Acceptors = (Option<Arc<TlsAcceptor>>, Option<Arc<TlsAcceptor>>);

@@ -10,14 +10,17 @@ use crate::http::route::Routes;
 pub fn routes(routes: Routes) -> Routes {
     routes.at(Method::GET, "/_heya/v1/stats", |server, call| async move {
         city(&server, &call)?;
-        let position = server.live.position();
+        let (position, now) = (server.live.position(), server.now());
         let appservices: Vec<_> = server
             .appservices
             .all()
             .iter()
             .map(|one| {
                 let lag = *one.lag.lock();
-                json!({"id": one.id, "failures": lag.failures, "behind": (position - lag.position).max(0)})
+                json!({
+                    "id": one.id, "failures": lag.failures, "behind": (position - lag.position).max(0),
+                    "under_way": lag.under_way, "age_ms": lag.oldest.map_or(0, |oldest| (now - oldest).max(0)),
+                })
             })
             .collect();
         Ok(json!({
