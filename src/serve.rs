@@ -235,6 +235,11 @@ fn acceptors(server: &Arc<Server>) -> Result<Acceptors> {
 
 /// A server certificate by our own CA, for trying out: `keys/server.pem`. A city has one by a public CA.
 fn own_certificate(server: &Server) -> Result<ServerFiles> {
+    if !server.ca.has_key() {
+        return Err(Error::internal(
+            "with tls.client_ca Heya has no CA of its own: set tls.certificate and tls.key to the server's certificate",
+        ));
+    }
     let keys = server.data().join("keys");
     let files = ServerFiles { certificate: keys.join("server.pem"), key: keys.join("server.key") };
     if !files.certificate.exists() {
@@ -351,7 +356,19 @@ async fn watch_list(server: &Arc<Server>) {
     match read {
         Ok(Ok(list)) => {
             tracing::info!(entries = list.len(), "the revocation list was read");
+            if list.is_overdue(terminals::at(server.now())) {
+                tracing::warn!("the revocation list has expired: its CA owes a newer one");
+            }
             server.terminals.revoke_by_list(list);
+            match terminals::end_listed(server).await {
+                Ok(0) => {}
+                Ok(sessions) => tracing::info!(sessions, "sessions of revoked terminals were ended"),
+                Err(error) => {
+                    tracing::error!(%error, "sessions of revoked terminals are not ended yet");
+                    // Tried again at the next look; their requests are refused meanwhile.
+                    *server.list_stamp.lock() = None;
+                }
+            }
         }
         Ok(Err(error)) => tracing::error!(%error, "the new revocation list is not used"),
         Err(error) => tracing::error!(%error, "the new revocation list could not be read"),

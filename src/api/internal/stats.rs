@@ -4,7 +4,7 @@ use http::Method;
 use serde_json::json;
 
 use super::city;
-use crate::http::route::Routes;
+use crate::{accounts::terminals, http::route::Routes};
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
@@ -23,12 +23,19 @@ pub fn routes(routes: Routes) -> Routes {
                 })
             })
             .collect();
+        let client_crl = server.terminals.list().map(|list| {
+            json!({
+                "entries": list.len(), "overdue": list.is_overdue(terminals::at(now)),
+                "this_update": list.this_update().unix_timestamp() * 1000,
+            })
+        });
         Ok(json!({
             "position": position,
             "committer_waiting": server.committer.waiting(),
             "password_hash_runs": server.passwords.runs(),
             "sessions": server.sessions.len(),
             "connections_with_certificate": server.terminals.connections.len(),
+            "client_crl": client_crl,
             "appservices": appservices,
         })
         .into())
