@@ -163,6 +163,11 @@ impl Terminals {
         self.state.read().outside.clone()
     }
 
+    /// Whether the list in use names a certificate, by its serial number in hex.
+    pub fn is_listed(&self, serial: &str) -> bool {
+        self.list().is_some_and(|list| unhex(serial).is_some_and(|serial| list.contains(&serial)))
+    }
+
     /// The terminals of other CAs' certificates that the list leaves without one that is good.
     fn listed(&self, now: i64) -> Vec<i64> {
         let state = self.state.read();

@@ -98,8 +98,11 @@ async fn receipts(
     let mut interest: BTreeMap<OwnedRoomId, bool> = BTreeMap::new();
     let mut contents: BTreeMap<OwnedRoomId, Value> = BTreeMap::new();
     for receipt in moved {
-        // A private receipt is its owner's alone (client-server API, "Private read receipts").
-        if receipt.kind == "m.read.private" && !appservice.may_act_as(&receipt.user_id) {
+        // A private receipt is its owner's alone (client-server API, "Private read receipts"), and no person of a city is
+        // an appservice's, however wide its namespace is.
+        let own =
+            appservice.may_act_as(&receipt.user_id) && !server.appservices.is_the_citys(&receipt.user_id);
+        if receipt.kind == "m.read.private" && !own {
             continue;
         }
         let wanted = match interest.get(&receipt.room_id) {

@@ -420,7 +420,7 @@ def test_rate_limits_are_for_its_users_only(fresh, folder, appservice):
 
 def test_a_city_gives_no_person_away(fresh, folder, appservice):
     """However wide its namespace, an appservice is no person, and the city's ids are asked of nobody."""
-    service = appservice("wide", users="@.*", exclusive=False)
+    service = appservice("wide", users="@.*", exclusive=False, receive_ephemeral=True)
     bridge = appservice()
     server = serve(fresh, folder, service, bridge, profile="city")
     person = server.person()
@@ -436,6 +436,10 @@ def test_a_city_gives_no_person_away(fresh, folder, appservice):
     room = server.room(person)
     event = person.client.say(room, "x")
     wait_for(lambda: event in [one["event_id"] for one in service.events()], what="the event")
+    for kind in ("m.read.private", "m.read"):
+        person.client.ok("POST", f"{C}/rooms/{quote(room)}/receipt/{kind}/{quote(event)}", {})
+    wait_for(lambda: service.ephemeral("m.receipt"), what="the public receipt")
+    assert [kind for told in service.ephemeral("m.receipt") for kinds in told["content"].values() for kind in kinds] == ["m.read"]
     # In a city rooms have numbers: no aliases but an appservice's.
     alias = f"{C}/directory/room/{quote(f'#x:{server.server_name}')}"
     assert person.client.put(alias, {"room_id": room}).told == (403, "M_FORBIDDEN")

@@ -314,6 +314,8 @@ def test_a_new_list_ends_everything_within_five_seconds(outside):
         assert idle.getresponse().status == 403
         raise http.client.HTTPException("it is told that it is revoked: as good as closed")
     assert refusal(outside, lost.terminal) == "revoked"
+    row = next(row for row in outside.cert("list").stdout.splitlines() if row.split()[0] == str(lost.terminal.number))
+    assert row.split()[2] == "revoked"
     assert "失効" in outside.public(lost.terminal).get("/", headers={"Accept": "text/html"}).text
     wait_for(lambda: outside.count(f"SELECT COUNT(*) FROM sessions WHERE user_id = '{lost.user_id}'") == 0, 5, what="the session's end")
     assert "kept" not in ended and kept.client.get(WHOAMI).status == 200

@@ -75,7 +75,11 @@ async fn answer(server: &Server, list: Vec<Terminal>) -> Result<Answer> {
     for terminal in list {
         let newest = store::accounts::certificates_of(&mut conn, terminal.id).await?.pop();
         let status = match &newest {
-            Some(certificate) if certificate.revoked_at.is_some() => "revoked",
+            Some(certificate)
+                if certificate.revoked_at.is_some() || server.terminals.is_listed(&certificate.serial) =>
+            {
+                "revoked"
+            }
             Some(certificate) if certificate.not_after < now => "expired",
             Some(_) => "valid",
             None => "none",

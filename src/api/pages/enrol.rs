@@ -219,7 +219,11 @@ async fn listed(server: &Server, enrolment: &Enrolment) -> Result<Vec<ListedTerm
     let mut listed = Vec::new();
     for terminal in store::accounts::terminals_of_facility(&mut conn, facility, LISTED_MAX).await? {
         let newest = store::accounts::certificates_of(&mut conn, terminal.id).await?.pop();
-        let good = newest.filter(|one| one.revoked_at.is_none() && one.not_after >= server.now());
+        let good = newest.filter(|one| {
+            one.revoked_at.is_none()
+                && one.not_after >= server.now()
+                && !server.terminals.is_listed(&one.serial)
+        });
         if let Some(certificate) = good {
             listed.push(ListedTerminal {
                 label: terminal.label,
