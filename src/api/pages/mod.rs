@@ -254,6 +254,9 @@ pub fn redirect(path: &'static str) -> Answer {
 
 /// The fields of a posted form, at most 16 KiB. A form of another origin is refused.
 pub(super) async fn fields(server: &Server, call: &mut Call) -> Result<Vec<(String, String)>> {
+    // Read before anything is refused: a connection that is closed with a body unread may lose the answer.
+    let time = std::time::Duration::from_secs(server.config.limits.request_seconds);
+    let body = crate::http::route::read(call.take_body(), 16 * 1024, time).await?;
     if let Some(origin) = call.parts.headers.get(header::ORIGIN) {
         let host = call.parts.headers.get(header::HOST).and_then(|h| h.to_str().ok());
         let host = host.or_else(|| call.parts.uri.authority().map(http::uri::Authority::as_str));
@@ -262,8 +265,6 @@ pub(super) async fn fields(server: &Server, call: &mut Call) -> Result<Vec<(Stri
             return Err(crate::error::forbidden("ほかのページからは送信できません。"));
         }
     }
-    let time = std::time::Duration::from_secs(server.config.limits.request_seconds);
-    let body = crate::http::route::read(call.take_body(), 16 * 1024, time).await?;
     Ok(form(&String::from_utf8_lossy(&body)))
 }
 
