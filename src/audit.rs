@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     error::Result,
-    store::{self, Conn, Db},
+    store::{self, Db, script::Script},
 };
 
 /// The hash before the first entry.
@@ -83,7 +83,7 @@ impl Chain {
     }
 
     /// Appends entries in the committer's transaction; returns the lines for the file of heads.
-    pub async fn append(&mut self, conn: &mut Conn, entries: &[Entry]) -> Result<Vec<String>> {
+    pub fn append(&mut self, script: &mut Script, entries: &[Entry]) -> Result<Vec<String>> {
         let mut rows = Vec::with_capacity(entries.len());
         for entry in entries {
             self.seq += 1;
@@ -99,7 +99,7 @@ impl Chain {
                 room_id: entry.room_id.clone(),
             });
         }
-        store::audit::insert(conn, &rows).await?;
+        store::audit::insert(script, &rows);
         Ok(rows.last().map(|row| format!("{} {}\n", row.seq, row.hash)).into_iter().collect())
     }
 
@@ -184,4 +184,25 @@ pub fn day_of(ms: i64) -> String {
     time::OffsetDateTime::from_unix_timestamp(ms / 1000)
         .map(|at| at.to_offset(japan).date().to_string())
         .unwrap_or_default()
+}
+
+/// A date as papers in Japan have it.
+pub fn written_date(ms: i64) -> String {
+    let day = day_of(ms);
+    let parts: Vec<&str> = day.split('-').collect();
+    match parts.as_slice() {
+        [year, month, day] => {
+            format!("{year}年{}月{}日", month.trim_start_matches('0'), day.trim_start_matches('0'))
+        }
+        _ => day,
+    }
+}
+
+/// A time of Japan as papers have it, to the minute.
+pub fn written_time(ms: i64) -> String {
+    let japan = time::UtcOffset::from_hms(9, 0, 0).unwrap_or(time::UtcOffset::UTC);
+    let at = time::OffsetDateTime::from_unix_timestamp(ms / 1000)
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+        .to_offset(japan);
+    format!("{} {:02}:{:02}", written_date(ms), at.hour(), at.minute())
 }

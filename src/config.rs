@@ -3,12 +3,12 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// The whole file. Every key has a default; `config.toml` lists them.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Names, listeners, database.
@@ -25,12 +25,14 @@ pub struct Config {
     pub mail: Mail,
     /// The web client and pages.
     pub web: Web,
+    /// How long closed rooms are kept.
+    pub retention: Retention,
     /// Other appservices, by name: the path of each registration file.
     pub appservices: BTreeMap<String, PathBuf>,
 }
 
 /// `[server]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// The name in user ids. Empty: the host of `public_url`. Fixed at the first start.
@@ -71,7 +73,7 @@ impl Default for Server {
 }
 
 /// `[tls]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
     /// Off: plain HTTP, only with the open profile or behind nothing at all on loopback.
@@ -108,7 +110,7 @@ impl Default for Tls {
 }
 
 /// Who must show a client certificate.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientCertificate {
     /// Every connection.
@@ -118,7 +120,7 @@ pub enum ClientCertificate {
 }
 
 /// Who may make accounts.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Registration {
     /// The city only.
@@ -130,7 +132,7 @@ pub enum Registration {
 }
 
 /// Who may make rooms.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum CreateRooms {
     /// The city; and two people who share a room, for the two of them.
@@ -140,7 +142,7 @@ pub enum CreateRooms {
 }
 
 /// Encryption between users (DESIGN 13).
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Encryption {
     /// Refused on every way in.
@@ -150,7 +152,7 @@ pub enum Encryption {
 }
 
 /// `[policy]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Who must show a client certificate.
@@ -173,6 +175,8 @@ pub struct Policy {
     pub accept_city_invitations: bool,
     /// What someone who left may still read: `nothing`, or `until_leave`.
     pub former_members_read: String,
+    /// Hours until an emergency access (緊急閲覧) ends by itself.
+    pub break_glass_hours: u32,
     /// The least length of a password.
     pub password_length_min: usize,
     /// How many former passwords may not come back.
@@ -199,6 +203,7 @@ impl Default for Policy {
             rate_limits: true,
             accept_city_invitations: true,
             former_members_read: "nothing".to_owned(),
+            break_glass_hours: 24,
             password_length_min: 8,
             password_history: 5,
             login_failures_max: 5,
@@ -208,8 +213,40 @@ impl Default for Policy {
     }
 }
 
+/// `[retention]`: years from a room's closing until it may be purged, by what the room was for.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Rooms of subjects.
+    pub subject_years: u32,
+    /// Rooms of professional associations.
+    pub association_years: u32,
+    /// Liaison rooms.
+    pub liaison_years: u32,
+}
+
+impl Default for Retention {
+    /// Five years: the retention of care records that Japanese law asks of most providers (C28).
+    fn default() -> Self {
+        Self { subject_years: 5, association_years: 5, liaison_years: 5 }
+    }
+}
+
+impl Retention {
+    /// Milliseconds from its closing until a room of this kind may be purged.
+    pub fn of(&self, kind: &str) -> i64 {
+        let years = match kind {
+            "subject" => self.subject_years,
+            "liaison" => self.liaison_years,
+            _ => self.association_years,
+        };
+        // 365.25 days: a few hours more or less of several years.
+        i64::from(years) * 31_557_600_000
+    }
+}
+
 /// `[limits]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Connections at once on the public listener.
@@ -249,7 +286,7 @@ impl Default for Limits {
 }
 
 /// A link on the pages.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
     /// What it says.
@@ -259,7 +296,7 @@ pub struct Link {
 }
 
 /// `[city]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct City {
     /// The city's name.
@@ -296,7 +333,7 @@ impl Default for City {
 }
 
 /// `[mail]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mail {
     /// `serve` runs the e-mail bridge in its process.
@@ -345,7 +382,7 @@ impl Default for Mail {
 }
 
 /// `[web]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Web {
     /// A folder with a web client (Element Web), served at `/`. Empty: a page that explains.
@@ -365,6 +402,26 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|error| Error::internal(error.to_string()))?;
         let problems = config.problems();
         if problems.is_empty() { Ok(config) } else { Err(Error::internal(problems.join("\n"))) }
+    }
+
+    /// Every setting as `section.key` → its value, for the audit log (C23). A password in the database's URL is left out;
+    /// other secrets are never settings.
+    pub fn flat(&self) -> Result<BTreeMap<String, String>> {
+        let table = toml::Table::try_from(self).map_err(|error| Error::internal(error.to_string()))?;
+        let mut flat = BTreeMap::new();
+        for (section, value) in table {
+            for (key, value) in value.as_table().into_iter().flatten() {
+                flat.insert(format!("{section}.{key}"), value.to_string());
+            }
+        }
+        if let Some(url) = flat.get_mut("server.database_url")
+            && let Some((before, host)) = url.clone().rsplit_once('@')
+            && let Some((scheme, user)) = before.split_once("://")
+        {
+            let user = user.split(':').next().unwrap_or_default();
+            *url = format!("{scheme}://{user}@{host}");
+        }
+        Ok(flat)
     }
 
     /// Turns every policy to its most open value, for client developers and test suites: loopback only.
@@ -419,6 +476,16 @@ impl Config {
         }
         if !["nothing", "until_leave"].contains(&self.policy.former_members_read.as_str()) {
             problems.push("policy.former_members_read is \"nothing\" or \"until_leave\"".to_owned());
+        }
+        if !(1..=168).contains(&self.policy.break_glass_hours) {
+            problems.push("policy.break_glass_hours is between 1 and 168".to_owned());
+        }
+        let retention = &self.retention;
+        if [retention.subject_years, retention.association_years, retention.liaison_years]
+            .iter()
+            .any(|years| *years > 100)
+        {
+            problems.push("retention is at most 100 years".to_owned());
         }
         if self.policy.password_length_min < 8 {
             problems.push("policy.password_length_min must be 8 or more".to_owned());

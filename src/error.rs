@@ -85,6 +85,12 @@ pub enum Code {
     Exists,
     /// `/_heya/v1`: the subject has an open room.
     SubjectHasRoom,
+    /// `/_heya/v1`: the room is not in a state for this (DESIGN 15).
+    RoomState,
+    /// `/_heya/v1`: a legal hold stands on the room.
+    Held,
+    /// `/_heya/v1`: the room's retention has not run out.
+    Retained,
     /// The server cannot answer now.
     Unavailable,
     /// User-interactive authentication is needed; the body goes in [`Refusal::extra`].

@@ -11,6 +11,7 @@ pub mod backup;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod export;
 pub mod files;
 pub mod http;
 pub mod media;

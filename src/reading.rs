@@ -1,25 +1,46 @@
 //! Who looked at which subject (閲覧履歴, C21, DESIGN 19): the first look of an account, from a terminal, at a room in an
-//! hour is in the audit log before the answer goes out; further looks in that hour add nothing.
+//! hour is in the audit log before the answer goes out; further looks advance a mark (how often, when last, how far),
+//! which is written every minute.
 
 use std::{collections::HashMap, sync::Arc};
 
 use ruma::RoomId;
 
 use crate::{
-    audit, error::Result, http::caller::Requester, rooms::committer::Hint, rooms::live::parking::Mutex,
+    audit,
+    error::Result,
+    http::caller::Requester,
+    rooms::committer::Hint,
+    rooms::live::parking::Mutex,
     server::Server,
+    store::{self, audit::Mark},
 };
 
 /// How long a look counts.
 const HOUR_MS: i64 = 3_600_000;
 /// Looks remembered; beyond it the oldest are written again when they recur.
 const LOOKS_MAX: usize = 200_000;
+/// Marks written in one unit.
+const MARKS_MAX: usize = 500;
 
-/// Who looked at what, and when it was last written: (account and action, terminal, room).
+/// Who looked at what, by (account, action, terminal, room).
 #[derive(Default)]
-pub struct Looks(Mutex<HashMap<Look, i64>>);
+pub struct Looks(Mutex<HashMap<Look, Seen>>);
 
-type Look = (String, Option<i64>, String);
+type Look = (String, &'static str, Option<i64>, String);
+
+/// What is known of one look.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// When the audit log last got it.
+    logged_at: i64,
+    /// When it last happened.
+    last_at: i64,
+    /// How far it went.
+    upto: i64,
+    /// Looks that no mark has yet.
+    unsaved: i64,
+}
 
 /// Records that a room was opened: by its history, a search hit, a medium, a receipt that moved.
 pub async fn opened(
@@ -28,41 +49,50 @@ pub async fn opened(
     room_id: &RoomId,
     what: &'static str,
 ) -> Result<()> {
-    record(server, who, room_id, "room.opened", what).await
+    record(server, who, room_id, "room.opened", what, server.live.position()).await
 }
 
-/// Records that a room's events were delivered to a terminal by sync.
-pub async fn delivered(server: &Arc<Server>, who: &Requester, room_id: &RoomId) -> Result<()> {
-    record(server, who, room_id, "room.delivered", "sync").await
+/// Records that a room's events up to a position were delivered to a terminal by sync.
+pub async fn delivered(server: &Arc<Server>, who: &Requester, room_id: &RoomId, upto: i64) -> Result<()> {
+    record(server, who, room_id, "room.delivered", "sync", upto).await
 }
 
 async fn record(
     server: &Arc<Server>,
     who: &Requester,
     room_id: &RoomId,
-    action: &str,
+    action: &'static str,
     what: &'static str,
+    upto: i64,
 ) -> Result<()> {
     if who.appservice.is_some() {
         return Ok(());
     }
     let now = server.now();
     let terminal = who.terminal.as_ref().map(|known| known.terminal);
-    let key = (format!("{} {action}", who.user_id), terminal, room_id.to_string());
+    let key = (who.user_id.to_string(), action, terminal, room_id.to_string());
     {
         let mut looks = server.looks.0.lock();
-        if looks.get(&key).is_some_and(|at| now - *at < HOUR_MS) {
+        if let Some(seen) = looks.get_mut(&key)
+            && now - seen.logged_at < HOUR_MS
+        {
+            seen.last_at = now;
+            seen.upto = seen.upto.max(upto);
+            seen.unsaved += 1;
             return Ok(());
         }
         if looks.len() >= LOOKS_MAX {
-            looks.retain(|_, at| now - *at < HOUR_MS);
+            looks.retain(|_, seen| now - seen.logged_at < HOUR_MS || seen.unsaved > 0);
             if looks.len() >= LOOKS_MAX {
                 looks.clear();
             }
         }
     }
-    let entry =
-        audit::Entry { room_id: room_id.to_string(), detail: what.to_owned(), ..who.entry(now, action) };
+    let entry = audit::Entry {
+        room_id: room_id.to_string(),
+        detail: format!("{what} up to {upto}"),
+        ..who.entry(now, action)
+    };
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
@@ -71,6 +101,43 @@ async fn record(
             })
         })
         .await?;
-    server.looks.0.lock().insert(key, now);
+    let mut looks = server.looks.0.lock();
+    let seen = looks.entry(key).or_insert(Seen { logged_at: now, last_at: now, upto, unsaved: 0 });
+    *seen = Seen { logged_at: now, last_at: now, upto: seen.upto.max(upto), unsaved: seen.unsaved + 1 };
     Ok(())
+}
+
+/// Writes the marks that have advanced. To be called every minute and at the end.
+pub async fn save_marks(server: &Arc<Server>) -> Result<()> {
+    loop {
+        let marks: Vec<Mark> = {
+            let mut looks = server.looks.0.lock();
+            looks
+                .iter_mut()
+                .filter(|(_, seen)| seen.unsaved > 0)
+                .take(MARKS_MAX)
+                .map(|((user_id, action, terminal, room_id), seen)| Mark {
+                    user_id: user_id.clone(),
+                    terminal: terminal.unwrap_or_default(),
+                    room_id: room_id.clone(),
+                    action: (*action).to_owned(),
+                    looks: std::mem::take(&mut seen.unsaved),
+                    last_at: seen.last_at,
+                    upto: seen.upto,
+                })
+                .collect()
+        };
+        if marks.is_empty() {
+            return Ok(());
+        }
+        let more = marks.len() == MARKS_MAX;
+        server
+            .commit(Hint::default(), move |batch| {
+                Box::pin(async move { store::audit::advance(batch.sql().await?, &marks).await })
+            })
+            .await?;
+        if !more {
+            return Ok(());
+        }
+    }
 }

@@ -66,6 +66,7 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
         register::first_start(&server).await?
     };
     own_users(&server).await?;
+    record_settings(&server).await?;
     if let Some(issued) = &first {
         for sheet in &issued.sheets {
             tracing::info!(sheet = %server.data().join(sheet).display(), "first start: a handover sheet for the city's first member of staff");
@@ -137,6 +138,9 @@ impl Running {
     pub async fn stop(mut self) {
         self.server.stopping.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
+        if let Err(error) = crate::reading::save_marks(&self.server).await {
+            tracing::error!(%error, "the last marks of who looked could not be written");
+        }
         let db = Arc::clone(&self.server.db);
         // The last handle of the committer goes with the server; its task then drains the queue and ends.
         drop(self.server);
@@ -144,6 +148,9 @@ impl Running {
             tracing::warn!("something still held the server when it stopped");
         }
         db.close().await;
+        if let Err(error) = db.settle().await {
+            tracing::warn!(%error, "the write-ahead log could not be emptied");
+        }
     }
 }
 
@@ -153,6 +160,49 @@ async fn kept_up<F: Future<Output = ()> + Send + 'static>(name: &'static str, ta
         tracing::error!(name, %error, "a task broke off and begins again");
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
+}
+
+/// Changes of settings since the last start go to the audit log (C23): the file is the operator's, so the start is where
+/// they are seen. The first start records that it was one.
+async fn record_settings(server: &Arc<Server>) -> Result<()> {
+    let now = server.config.flat()?;
+    server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                let before = store::meta::value(batch.reading(), "settings").await?;
+                let text = serde_json::to_string(&now)?;
+                if before.as_ref() == Some(&text) {
+                    return Ok(());
+                }
+                let known = before.is_some();
+                let before: std::collections::BTreeMap<String, String> =
+                    before.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+                let at = batch.now;
+                let entry = |target: &str, detail: String| crate::audit::Entry {
+                    at,
+                    actor: "server".to_owned(),
+                    action: "settings.change".to_owned(),
+                    target: target.to_owned(),
+                    result: "ok".to_owned(),
+                    detail,
+                    ..crate::audit::Entry::default()
+                };
+                if !known {
+                    batch.audit(entry("", "first start".to_owned()));
+                }
+                let keys: std::collections::BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+                for key in keys.into_iter().filter(|_| known) {
+                    let nothing = String::new();
+                    let (old, new) = (before.get(key).unwrap_or(&nothing), now.get(key).unwrap_or(&nothing));
+                    if old != new {
+                        let detail: String = format!("{old} → {new}").chars().take(500).collect();
+                        batch.audit(entry(key, detail));
+                    }
+                }
+                store::meta::set(batch.sql().await?, "settings", &text).await
+            })
+        })
+        .await
 }
 
 /// The open profile has no city: only `@city`, for what is posted in its name.
@@ -327,6 +377,16 @@ async fn housekeeping(server: Arc<Server>, tls: Acceptors) {
             }
         }
         watch_list(&server).await;
+        if ticks % 60 == 30
+            && let Err(error) = crate::reading::save_marks(&server).await
+        {
+            tracing::error!(%error, "the marks of who looked could not be written");
+        }
+        if ticks % 60 == 2
+            && let Err(error) = crate::rooms::life::tend(&server).await
+        {
+            tracing::error!(%error, "what rooms need by themselves could not be done");
+        }
         if ticks % 3_600 == 1
             && let Err(error) = hourly(&server).await
         {

@@ -82,10 +82,12 @@ pub struct Server {
     pub list_stamp: Mutex<Option<(std::time::SystemTime, u64)>>,
     /// Held while the server runs: one server per data folder.
     pub lock: std::fs::File,
+    /// Held while a room is written out: one export at a time.
+    pub exports: tokio::sync::Mutex<()>,
     /// Wakes the search index before its time.
     pub search_wanted: tokio::sync::Notify,
     /// Wakes the mail lease when a mail is owed.
-    pub mail_owed: tokio::sync::Notify,
+    pub mail_owed: Arc<tokio::sync::Notify>,
 }
 
 impl Server {
@@ -101,6 +103,8 @@ impl Server {
             &data.join("audit"),
             &data.join("backups"),
             &data.join("sheets"),
+            &data.join("exports"),
+            &data.join("certificates"),
         ] {
             crate::files::private_folder(folder)?;
         }
@@ -162,8 +166,9 @@ impl Server {
             stopping: tokio::sync::watch::Sender::new(false),
             list_stamp: Mutex::default(),
             lock,
+            exports: tokio::sync::Mutex::default(),
             search_wanted: tokio::sync::Notify::new(),
-            mail_owed: tokio::sync::Notify::new(),
+            mail_owed: Arc::default(),
             name,
             city_user,
             clock,

@@ -11,7 +11,7 @@ use heya::{
     config::Config,
     error::{Code, forbidden},
     rooms::{
-        batch::Intent,
+        append::Intent,
         city::{self, Opening},
         committer::Hint,
         create::{self, NewRoom},
@@ -117,7 +117,7 @@ fn message(room_id: &OwnedRoomId, sender: &UserId, text: &str, txn: Option<&str>
         sender: sender.to_owned(),
         kind: "m.room.message".into(),
         state_key: None,
-        content: heya::rooms::batch::canonical(json!({"msgtype": "m.text", "body": text})).unwrap(),
+        content: heya::rooms::append::canonical(json!({"msgtype": "m.text", "body": text})).unwrap(),
         txn: txn.map(|txn| txn_key(sender, Some("D"), format!("send {room_id}"), txn).unwrap()),
         ts: None,
     }
@@ -127,7 +127,7 @@ fn topic(room_id: &OwnedRoomId, sender: &UserId, text: &str) -> Sending {
     Sending {
         kind: "m.room.topic".into(),
         state_key: Some(String::new()),
-        content: heya::rooms::batch::canonical(json!({"topic": text})).unwrap(),
+        content: heya::rooms::append::canonical(json!({"topic": text})).unwrap(),
         ..message(room_id, sender, "", None)
     }
 }
@@ -329,6 +329,7 @@ async fn a_closed_room_takes_nothing_from_anybody() {
                         members: vec![member],
                         staff: Vec::new(),
                         notice: Some("開設しました".to_owned()),
+                        case: None,
                     };
                     city::open(batch, &city_id, opening).await
                 })

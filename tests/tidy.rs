@@ -7,6 +7,7 @@ const LAYERS: &[&[&str]] = &[
     &["parts"],
     &["serve", "backup"],
     &["api"],
+    &["export"],
     &["appservices", "search", "sync", "reading", "push", "media", "http", "server", "accounts", "rooms"],
     &["audit", "store", "tls"],
     &["files", "config", "clock", "error"],

@@ -118,6 +118,46 @@ pub(crate) fn subject_key(name: &str, birth_date: &str) -> String {
     format!("{}|{birth_date}", fold(name))
 }
 
+/// A step in the life of a room after it is open (docs/internal-api.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Step {
+    /// 保管: members are removed, the record stays.
+    Archive,
+    /// 書き出し: the record as a folder of files.
+    Export,
+    /// 法的保全: never purged while it stands.
+    Hold,
+    /// 法的保全の解除.
+    Release,
+    /// 消去: everything goes, a certificate stays.
+    Purge,
+    /// 緊急閲覧: whoever asks is in the room for a limited time, and it is told so.
+    BreakGlass,
+    /// 緊急閲覧の終了.
+    EndBreakGlass,
+}
+
+impl Step {
+    /// The path of its call after the room, and its word in keys.
+    pub(crate) fn path(self) -> &'static [&'static str] {
+        match self {
+            Self::Archive => &["archive"],
+            Self::Export => &["export"],
+            Self::Hold => &["hold"],
+            Self::Release => &["release"],
+            Self::Purge => &["purge"],
+            Self::BreakGlass => &["break-glass"],
+            Self::EndBreakGlass => &["break-glass", "end"],
+        }
+    }
+
+    /// Whether it is said why.
+    pub(crate) fn needs_reason(self) -> bool {
+        matches!(self, Self::Hold | Self::BreakGlass)
+    }
+}
+
 /// What is to be done. A withdrawal is what somebody outside the control room says of a subject's consent: anybody
 /// could say so, so it counts once the staff approve it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +178,8 @@ pub(crate) enum Action {
     RevokeTerminal { terminal: i64, reason: String },
     Announce { body: String, facilities: Option<Vec<Facility>> },
     Withdrawal { name: String, birth_date: String },
+    Life { step: Step, place: Place, reason: String },
+    Redact { place: Place, event_id: String, reason: String },
 }
 
 impl Action {
@@ -157,7 +199,15 @@ impl Action {
             Self::RevokeTerminal { .. } => "revoke",
             Self::Announce { .. } => "announce",
             Self::Withdrawal { .. } => "withdrawal",
+            Self::Life { step: Step::EndBreakGlass, .. } => "break-glass-end",
+            Self::Life { step, .. } => step.path()[0],
+            Self::Redact { .. } => "redact",
         }
+    }
+
+    /// Whether it is shown and approved even where the staff ask for it: what is purged never comes back.
+    pub(crate) fn asks_first(&self) -> bool {
+        matches!(self, Self::Life { step: Step::Purge, .. })
     }
 
     /// The subject's key, where the action rests on what is known of a subject's consent.
@@ -165,6 +215,19 @@ impl Action {
         match self {
             Self::OpenSubject { subject, .. } => Some(subject.key()),
             Self::Withdrawal { name, birth_date } => Some(subject_key(name, birth_date)),
+            _ => None,
+        }
+    }
+
+    /// The room that the action is about.
+    pub(crate) fn place_mut(&mut self) -> Option<&mut Place> {
+        match self {
+            Self::Add { place, .. }
+            | Self::Remove { place, .. }
+            | Self::Close { place }
+            | Self::Reopen { place }
+            | Self::Life { place, .. }
+            | Self::Redact { place, .. } => Some(place),
             _ => None,
         }
     }
@@ -249,6 +312,8 @@ impl Action {
             Self::RevokeTerminal { terminal, .. } => format!("{word}|{terminal}"),
             Self::Announce { body, .. } => format!("{word}|{}", fold(body)),
             Self::Withdrawal { name, birth_date } => format!("{word}|{}", subject_key(name, birth_date)),
+            Self::Life { place: at, .. } => format!("{word}|{}", place(at)),
+            Self::Redact { event_id, .. } => format!("{word}|{event_id}"),
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use time::Date;
 
-use crate::cases::{Action, Facility, Person, Place};
+use crate::cases::{Action, Facility, Person, Place, Step};
 use crate::forms::{Consent, Field, Form, Gap};
 use crate::japanese::{normalise, resolve_mentions, unquote};
-use crate::lookup::Look;
+use crate::lookup::{Look, RoomStatus};
 use crate::people;
 
 /// What a member of city staff wants.
@@ -60,6 +60,8 @@ pub(crate) enum Name {
     Assign,
     EndAccount,
     RevokeTerminal,
+    Life(Step),
+    Redact,
 }
 
 /// A command that cannot be followed.
@@ -73,7 +75,7 @@ pub(crate) enum Problem {
     Gaps(Name, Vec<Gap>),
 }
 
-const NAMES: [(Name, &[&str]); 19] = [
+const NAMES: [(Name, &[&str]); 27] = [
     (Name::Help, &["ヘルプ", "使い方", "help"]),
     (Name::Register, &["事業所登録", "事業所の登録", "register"]),
     (Name::Issue, &["発行", "id発行", "issue"]),
@@ -93,6 +95,14 @@ const NAMES: [(Name, &[&str]); 19] = [
     (Name::Assign, &["指定", "assign"]),
     (Name::EndAccount, &["利用終了", "end"]),
     (Name::RevokeTerminal, &["端末失効", "revoke"]),
+    (Name::Life(Step::Archive), &["保管", "archive"]),
+    (Name::Life(Step::Export), &["書き出し", "書出し", "export"]),
+    (Name::Life(Step::Hold), &["法的保全", "hold"]),
+    (Name::Life(Step::Release), &["法的保全の解除", "法的保全解除", "保全解除", "release"]),
+    (Name::Life(Step::Purge), &["消去", "purge"]),
+    (Name::Life(Step::BreakGlass), &["緊急閲覧", "break-glass"]),
+    (Name::Life(Step::EndBreakGlass), &["緊急閲覧終了", "緊急閲覧の終了", "end-break-glass"]),
+    (Name::Redact, &["投稿取消", "投稿取り消し", "投稿の取消", "redact"]),
 ];
 
 /// How kinds of facility are called in Japanese, and by the internal API.
@@ -131,6 +141,24 @@ pub(crate) fn parse(text: &str, today: Date) -> Option<Result<Command, Problem>>
         }
     };
     Some(Input { name, word: &lower, rest, below, all: &text, today }.command())
+}
+
+/// `メール通知`, alone or with what is chosen; the word of the internal API. Nothing when the text is about something
+/// else: people also talk about mails.
+pub(crate) fn mail_scope(text: &str) -> Option<Option<&'static str>> {
+    let text = normalise(&resolve_mentions(text));
+    let text = text.trim().trim_start_matches(['!', '/']);
+    let rest = ["メール通知", "mail"].iter().find_map(|word| text.strip_prefix(word))?;
+    if rest.is_empty() {
+        return Some(None);
+    }
+    let choice = rest.strip_prefix([' ', ':', '\u{3000}'])?.trim();
+    Some(Some(match choice.to_lowercase().as_str() {
+        "自分宛て" | "自分宛" | "自分あて" | "宛先" | "mentions" => "highlight",
+        "ダイレクト" | "ダイレクトメッセージ" | "dm" | "direct" => "direct",
+        "すべて" | "全て" | "すべての部屋" | "全部" | "all" => "all",
+        _ => return Some(None),
+    }))
 }
 
 fn name_of(word: &str) -> Option<Name> {
@@ -210,6 +238,15 @@ impl Input<'_> {
                 let person = one_person(who).ok_or(usage)?;
                 Ok(Command::Act(Action::EndAccount { person, reason: with_lines(reason, self.below) }))
             }
+            Name::Life(step) => {
+                let (place, reason) = room(&words).ok_or(usage.clone())?;
+                let reason = with_lines(&reason, self.below);
+                if step.needs_reason() && reason.is_empty() {
+                    return Err(usage);
+                }
+                Ok(Command::Act(Action::Life { step, place, reason }))
+            }
+            Name::Redact => self.redact(&words),
             Name::RevokeTerminal => {
                 let (first, reason) = split_word(self.rest);
                 let terminal = number(first.trim_start_matches("端末")).ok_or(usage)?;
@@ -341,11 +378,26 @@ impl Input<'_> {
         Ok(Command::Act(Action::Announce { body: body.to_owned(), facilities }))
     }
 
+    /// `投稿取消 14 https://matrix.to/#/!room/$event?via=… 理由`: the link is what clients give for a post.
+    fn redact(&self, words: &[&str]) -> Result<Command, Problem> {
+        let usage = Problem::Usage(self.name);
+        let at = words.iter().position(|word| event_id(word).is_some()).ok_or(usage.clone())?;
+        let event_id = event_id(words[at]).ok_or(usage.clone())?;
+        let rest: Vec<&str> =
+            words.iter().enumerate().filter(|(i, _)| *i != at).map(|(_, word)| *word).collect();
+        let (place, reason) = room(&rest).ok_or(usage)?;
+        let reason = with_lines(&reason, self.below);
+        Ok(Command::Act(Action::Redact { place, event_id, reason }))
+    }
+
     fn list(&self, words: &[&str]) -> Result<Command, Problem> {
         let look = match words {
-            [] | ["部屋" | "rooms"] => Look::Rooms { closed: false },
+            [] | ["部屋" | "rooms"] => Look::Rooms { status: RoomStatus::Open },
             ["終了" | "終了した部屋" | "closed"] | ["部屋" | "rooms", "終了" | "closed"] => {
-                Look::Rooms { closed: true }
+                Look::Rooms { status: RoomStatus::Closed }
+            }
+            ["保管" | "保管した部屋" | "archived"] | ["部屋" | "rooms", "保管" | "archived"] => {
+                Look::Rooms { status: RoomStatus::Archived }
             }
             ["事業所" | "facilities"] => Look::Facilities,
             ["利用者" | "accounts" | "id", query @ ..] => Look::Accounts { query: query.concat() },
@@ -402,6 +454,15 @@ fn room(words: &[&str]) -> Option<(Place, String)> {
     let rest: Vec<&str> =
         words.iter().enumerate().filter(|(i, _)| !skip(*i)).map(|(_, word)| *word).collect();
     Some((Place { number: Some(number), ..Place::default() }, rest.join(" ")))
+}
+
+/// The event id in a link to a post, or by itself: `$` and 43 letters of URL-safe base64 (room versions 4 and later).
+fn event_id(word: &str) -> Option<String> {
+    let word = word.replace("%24", "$");
+    let id = &word[word.find('$')?..];
+    let length =
+        id.bytes().skip(1).take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')).count();
+    (length == 43).then(|| id[..44].to_owned())
 }
 
 fn one_person(text: &str) -> Option<Person> {

@@ -124,6 +124,17 @@ impl Intake<'_> {
         self.owe(told).await
     }
 
+    /// Everybody chooses for themselves, anywhere the bot is; the answer comes where it was asked.
+    async fn mail_scope(&mut self, event: &Event, scope: Option<&'static str>) -> Result<(), Error> {
+        let task = Task::MailScope {
+            user: event.sender.clone(),
+            scope: scope.map(str::to_owned),
+            room: event.room_id.clone(),
+            reply_to: event.event_id.clone(),
+        };
+        self.owe(NewTask { lane: event.room_id.clone(), key: event.key("mail"), task }).await
+    }
+
     async fn invited(&mut self, event: &Event) -> Result<(), Error> {
         if event.content["membership"] != "invite" {
             return Ok(());
@@ -151,6 +162,9 @@ impl Intake<'_> {
     // --- the control room ---
 
     async fn command(&mut self, event: &Event, text: &str) -> Result<(), Error> {
+        if let Some(scope) = commands::mail_scope(text) {
+            return self.mail_scope(event, scope).await;
+        }
         let command = match commands::parse(text, today()) {
             None => return Ok(()),
             Some(Err(problem)) => {
@@ -273,6 +287,9 @@ impl Intake<'_> {
     // --- every other room ---
 
     async fn request(&mut self, event: &Event, text: &str) -> Result<(), Error> {
+        if let Some(scope) = commands::mail_scope(text) {
+            return self.mail_scope(event, scope).await;
+        }
         let question = store::take_question(self.db, &event.room_id, &event.sender).await?;
         let question = question.filter(|question| now_ms() - question.asked_at <= ANSWER_MS_MAX);
         match (requests::hear(text, today()), question) {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::cases::{Action, Case, Person, Place, State};
 use crate::control::Facts;
-use crate::lookup::Found;
+use crate::lookup::{Found, RoomStatus};
 use crate::outbox::{Bot, NewTask, Unfinished};
 use crate::server::CallError;
 use crate::store::{self, Due};
@@ -40,7 +40,7 @@ impl Bot {
         let key = |what: &str| format!("case-{number}-{what}-{}", case.revision);
         let mut next = Vec::new();
         match verdict {
-            Verdict::Ready if case.by_staff => {
+            Verdict::Ready if case.by_staff && !case.action.asks_first() => {
                 store::change_case(&mut tx, number, State::Approved, &case.requester, None).await?;
                 next.push(NewTask::execute(&case.room_id, number, case.attempts + 1));
             }
@@ -113,10 +113,14 @@ impl Bot {
 
     async fn judge(&self, case: &mut Case) -> Result<Verdict, Unfinished> {
         let mut members: Option<Vec<String>> = None;
-        let reopening = matches!(case.action, Action::Reopen { .. });
+        // The server knows in which state a room must be for these.
+        let in_any_state =
+            matches!(case.action, Action::Reopen { .. } | Action::Life { .. } | Action::Redact { .. });
         if let Action::Add { place, .. }
         | Action::Remove { place, .. }
         | Action::Close { place }
+        | Action::Life { place, .. }
+        | Action::Redact { place, .. }
         | Action::Reopen { place } = &mut case.action
         {
             match self.find_place(place, &case.room_id).await? {
@@ -126,7 +130,7 @@ impl Bot {
                     if !case.by_staff && !in_room.contains(&case.requester) {
                         return Ok(Verdict::Impossible(self.texts.not_a_member()));
                     }
-                    if !reopening && status == "closed" {
+                    if !in_any_state && status != "open" {
                         return Ok(Verdict::Impossible(self.texts.room_is_closed()));
                     }
                     members = Some(in_room);
@@ -172,11 +176,15 @@ impl Bot {
         let room_id = match place.number {
             None => place.room_id.clone().unwrap_or_else(|| here.to_owned()),
             Some(number) => {
-                let mut rooms = self.server.rooms("open").await?;
-                if !rooms.iter().any(|room| room.room_number == number) {
-                    rooms = self.server.rooms("closed").await?;
+                let mut found = None;
+                for status in [RoomStatus::Open, RoomStatus::Closed, RoomStatus::Archived] {
+                    let rooms = self.server.rooms(status.word()).await?;
+                    found = rooms.into_iter().find(|room| room.room_number == number);
+                    if found.is_some() {
+                        break;
+                    }
                 }
-                match rooms.into_iter().find(|room| room.room_number == number) {
+                match found {
                     Some(room) => room.room_id,
                     None => return Ok(None),
                 }

@@ -4,9 +4,10 @@
 use serde_json::{Map, Value, json};
 
 use crate::Error;
-use crate::cases::{Action, Case, Person, State, subject_key};
+use crate::cases::{Action, Case, Person, State, Step, subject_key};
 use crate::control::Facts;
 use crate::examine::{refused, room_number};
+use crate::lookup::Found;
 use crate::outbox::{Bot, NewTask, Unfinished};
 use crate::server::CallError;
 use crate::store::{self, Due, Tx};
@@ -39,7 +40,8 @@ impl Bot {
         }
         match self.call(&case, &acting).await {
             Ok(answer) => self.succeeded(due, facts, &case, &acting, &answer).await,
-            Err(error) => {
+            Err(error @ (Unfinished::Store(_) | Unfinished::NoControl)) => Err(error),
+            Err(Unfinished::Call(error)) => {
                 let (errcode, number_of_room) = refused(error)?;
                 let tx = self.store.begin().await?;
                 self.failed(tx, due, facts, &case, &errcode, number_of_room).await
@@ -65,6 +67,14 @@ impl Bot {
                 let marked = store::withdraw_consent(&mut tx, &subject_key(name, birth_date), acting).await?;
                 self.texts.withdrawn_to_city(case, marked)
             }
+            // With the room's record goes what the bot knows of its subject.
+            Action::Life { step: Step::Purge, place, .. } => {
+                let opened_by = answer["opened_by_case"].as_str().and_then(|n| n.parse().ok());
+                store::forget_subject(&mut tx, place.room_id.as_deref().unwrap_or_default(), opened_by)
+                    .await?;
+                let nameless = store::case(&mut tx, case.number).await?;
+                self.texts.done_to_city(nameless.as_ref().unwrap_or(case), answer)
+            }
             _ => self.texts.done_to_city(case, answer),
         };
         let told = self.tell_city(facts, format!("{key}-done-city"), done);
@@ -78,7 +88,11 @@ impl Bot {
         }
         store::change_case(&mut tx, case.number, State::Done, acting, None).await?;
         tracing::info!(case = case.number, action = case.action.word(), "case done");
-        self.finish_in(tx, due, next).await
+        self.finish_in(tx, due, next).await?;
+        if matches!(case.action, Action::Life { step: Step::Purge, .. }) {
+            self.store.settle().await?;
+        }
+        Ok(())
     }
 
     async fn failed(
@@ -99,7 +113,7 @@ impl Bot {
     }
 
     /// The one changing call of a case (docs/internal-api.md); a withdrawal has none.
-    async fn call(&self, case: &Case, acting: &str) -> Result<Value, CallError> {
+    async fn call(&self, case: &Case, acting: &str) -> Result<Value, Unfinished> {
         let key = case.key();
         let number = case.number.to_string();
         let room =
@@ -177,6 +191,23 @@ impl Bot {
                     .map(|all| all.iter().filter_map(|facility| facility.number).collect());
                 (vec!["announcements".into()], json!({"case": number, "body": body, "facilities": to}))
             }
+            Action::Life { step, place, reason } => {
+                let mut body = json!({"case": number, "reason": reason});
+                if *step == Step::Purge {
+                    body["forget"] = self.names_to_forget(&room(place)).await?.into();
+                }
+                if *step == Step::BreakGlass {
+                    body["notice"] =
+                        self.texts.break_glass_notice(&self.name_of(acting).await?, reason).into();
+                }
+                let mut path = vec!["rooms".into(), room(place)];
+                path.extend(step.path().iter().map(|part| (*part).to_owned()));
+                (path, body)
+            }
+            Action::Redact { place, event_id, reason } => {
+                let body = json!({"case": number, "event_id": event_id, "reason": reason});
+                (vec!["rooms".into(), room(place), "redact".into()], body)
+            }
             // The server knows nothing of consents.
             Action::Withdrawal { .. } => return Ok(json!({})),
         };
@@ -184,7 +215,30 @@ impl Bot {
         body["acting"] = acting.into();
         let mut full = vec!["_heya", "v1"];
         full.extend(path.iter().map(String::as_str));
-        self.server.post(&full, &key, &body).await
+        Ok(self.server.post(&full, &key, &body).await?)
+    }
+}
+
+impl Bot {
+    /// By which names a purged room's subject is forgotten. The same until the case is done, so that a repeated call is
+    /// the same call.
+    async fn names_to_forget(&self, room_id: &str) -> Result<Vec<String>, Unfinished> {
+        let path = ["_heya", "v1", "rooms", room_id];
+        let answer = self.server.get(&path, &[]).await?;
+        let Some(opened_by) = answer["opened_by_case"].as_str().and_then(|number| number.parse().ok()) else {
+            return Ok(Vec::new());
+        };
+        let mut tx = self.store.begin().await?;
+        let name = store::name_to_forget(&mut tx, opened_by).await?;
+        Ok(name.into_iter().collect())
+    }
+
+    /// Somebody's display name; their Matrix id where the register has none.
+    async fn name_of(&self, user_id: &str) -> Result<String, CallError> {
+        Ok(match self.server.find_person(&Person::named(user_id), true).await? {
+            Found::One(row) => row.display_name,
+            Found::Some(_) | Found::None => user_id.to_owned(),
+        })
     }
 }
 

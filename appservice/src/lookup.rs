@@ -12,10 +12,30 @@ use crate::server::{CallError, Server};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "look", rename_all = "snake_case")]
 pub(crate) enum Look {
-    Rooms { closed: bool },
+    Rooms { status: RoomStatus },
     Facilities,
     Accounts { query: String },
     Terminals { person: Person },
+}
+
+/// Where a room stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RoomStatus {
+    Open,
+    Closed,
+    Archived,
+}
+
+impl RoomStatus {
+    /// In the words of the internal API.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+            Self::Archived => "archived",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -26,6 +46,11 @@ pub(crate) struct RoomRow {
     pub name: String,
     #[serde(default)]
     pub status: String,
+    /// From when on it may be purged, in milliseconds.
+    #[serde(default)]
+    pub purge_from: Option<i64>,
+    #[serde(default)]
+    pub held: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -200,10 +225,7 @@ impl Bot {
     /// The answer to a question of the staff.
     pub(crate) async fn look(&self, look: &Look) -> Result<String, Unfinished> {
         Ok(match look {
-            Look::Rooms { closed } => {
-                let rooms = self.server.rooms(if *closed { "closed" } else { "open" }).await?;
-                self.texts.rooms(&rooms, *closed)
-            }
+            Look::Rooms { status } => self.texts.rooms(&self.server.rooms(status.word()).await?, *status),
             Look::Facilities => self.texts.facilities(&self.server.facilities().await?),
             Look::Accounts { query } => self.texts.accounts(&self.server.accounts(query).await?),
             Look::Terminals { person } => match self.server.find_person(person, true).await? {

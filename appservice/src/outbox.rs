@@ -45,6 +45,8 @@ pub(crate) enum Task {
     Execute { case: i64 },
     /// Answer a question of the staff from the server's data.
     Look { look: Look, reply_to: String },
+    /// Choose what mails somebody gets (`highlight`, `direct`, `all`), or say what is chosen; answered where asked.
+    MailScope { user: String, scope: Option<String>, room: String, reply_to: String },
 }
 
 /// A notice.
@@ -231,6 +233,14 @@ impl Bot {
             Task::Join { room } => self.join(due, room).await,
             Task::Examine { case } => self.examine(due, &facts, *case).await,
             Task::Execute { case } => self.execute(due, &facts, *case).await,
+            Task::MailScope { user, scope, room, reply_to } => {
+                let body = json!({"scope": scope, "acting": user});
+                let path = ["_heya", "v1", "accounts", user, "mail-scope"];
+                let answer = self.server.post(&path, &due.key, &body).await?;
+                let body = self.texts.mail_scope(&answer);
+                let answer = NewTask::say(room, format!("{}-answer", due.key), body).replying(reply_to);
+                self.finish(due, [answer.to(user)]).await
+            }
             Task::Look { look, reply_to } => {
                 let body = self.look(look).await?;
                 let answer =

@@ -16,7 +16,9 @@ use crate::cases::{Action, Case, State};
 use crate::clock::now_ms;
 use crate::outbox::{NewTask, Task};
 
-pub(crate) use consents::{Report, add_consent, has_consent, reports_of_consent, withdraw_consent};
+pub(crate) use consents::{
+    Report, add_consent, forget_subject, has_consent, name_to_forget, reports_of_consent, withdraw_consent,
+};
 
 /// Every version of the schema, oldest first. Each ends by setting `PRAGMA user_version` to its number,
 /// which is written with the rest of the transaction.
@@ -82,6 +84,8 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(10))
+            // What is forgotten is overwritten, not left in free pages.
+            .pragma("secure_delete", "ON")
             .foreign_keys(true);
         // One connection: handler and worker take turns, so none ever waits for a lock inside SQLite.
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
@@ -102,6 +106,12 @@ impl Store {
             sqlx::raw_sql(migration).execute(&mut *tx).await?;
         }
         tx.commit().await?;
+        Ok(())
+    }
+
+    /// Empties the write-ahead log, which has pages as they were before something was forgotten.
+    pub(crate) async fn settle(&self) -> Result<(), Error> {
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&self.pool).await?;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use ruma::UserId;
 use super::sessions::hash_of;
 use crate::{
     error::{Code, Result, invalid, refuse},
-    rooms::committer::Hint,
+    rooms::{batch::Batch, committer::Hint},
     server::Server,
     store::{self, accounts::AddressCheck, push::Mail},
 };
@@ -77,6 +77,31 @@ pub async fn request_check(
         .await?;
     server.mail_owed.notify_waiters();
     Ok(sid)
+}
+
+/// Owes an account a mail, to its first address; nothing where it has none. The bridge is woken after the commit.
+pub async fn owe_mail(
+    batch: &mut Batch,
+    owed: &Arc<tokio::sync::Notify>,
+    user_id: &str,
+    template: &str,
+    parameters: serde_json::Value,
+) -> Result<()> {
+    let now = batch.now;
+    let addresses = store::accounts::addresses(batch.reading(), user_id).await?;
+    let Some((address, ..)) = addresses.into_iter().next() else { return Ok(()) };
+    let conn = batch.sql().await?;
+    let mail = Mail {
+        id: store::meta::next_number(conn, "mail", 1).await?,
+        template: template.to_owned(),
+        lang: "ja".to_owned(),
+        address,
+        parameters: parameters.to_string(),
+    };
+    store::push::owe_mail(conn, &mail, now).await?;
+    let owed = Arc::clone(owed);
+    batch.after_commit(move || owed.notify_waiters());
+    Ok(())
 }
 
 /// The person pressed the button on the page behind the link. False where the link is used up or too old.

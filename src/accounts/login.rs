@@ -7,6 +7,7 @@ use ruma::{OwnedUserId, UserId};
 use unicode_normalization::UnicodeNormalization as _;
 
 use super::{
+    addresses::owe_mail,
     passwords::PASSWORD_BYTES_MAX,
     sessions,
     terminals::{self, Known},
@@ -235,7 +236,8 @@ pub async fn record_failure(server: &Arc<Server>, attempt: &Attempt, id: &str, l
     let entry = entry(attempt, &actor, server.now(), "login", if locks { "locked" } else { "refused" });
     let city = server.city_user.clone();
     let minutes = server.config.policy.lockout_minutes;
-    let name = shown.map_or_else(|| "不明なID".to_owned(), |user_id| user_id.localpart().to_owned());
+    let owed = Arc::clone(&server.mail_owed);
+    let name = shown.as_ref().map_or_else(|| "不明なID".to_owned(), |user_id| user_id.localpart().to_owned());
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
@@ -249,6 +251,11 @@ pub async fn record_failure(server: &Arc<Server>, attempt: &Attempt, id: &str, l
                          心当たりを本人・事業所に確認してください。"
                     );
                     city::say(batch, &city, room, &text).await?;
+                }
+                // And to whoever the ID belongs to, where they have an address: only they know whether it was them.
+                if let (true, Some(user_id)) = (locks, &shown) {
+                    let parameters = serde_json::json!({"login_id": user_id.localpart()});
+                    owe_mail(batch, &owed, user_id.as_str(), "lockout", parameters).await?;
                 }
                 Ok(())
             })

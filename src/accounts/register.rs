@@ -299,6 +299,7 @@ pub async fn first_start(server: &Arc<Server>) -> Result<Option<Issued>> {
                         members: vec![issued.user_id.clone()],
                         staff: vec![issued.user_id.clone()],
                         notice: None,
+                        case: None,
                     };
                     let (room_id, _) = city::open(batch, &city_user, opening).await?;
                     store::meta::set(batch.sql().await?, key, room_id.as_str()).await?;

@@ -70,18 +70,6 @@ pub enum Secret<'a> {
     Code(&'a str, i64, bool),
 }
 
-/// A date as papers in Japan have it.
-fn written_date(ms: i64) -> String {
-    let day = crate::audit::day_of(ms);
-    let parts: Vec<&str> = day.split('-').collect();
-    match parts.as_slice() {
-        [year, month, day] => {
-            format!("{year}年{}月{}日", month.trim_start_matches('0'), day.trim_start_matches('0'))
-        }
-        _ => day,
-    }
-}
-
 /// Writes a sheet into the data folder and returns its path there. Called in the unit that makes the secret: a sheet
 /// whose unit fails opens nothing.
 pub async fn write(
@@ -93,7 +81,7 @@ pub async fn write(
 ) -> Result<String> {
     let number = store::meta::next_number(batch.sql().await?, "sheet", 1).await?;
     let sheet_number = format!("{number:04}");
-    let issued_on = written_date(batch.now);
+    let issued_on = crate::audit::written_date(batch.now);
     let (name, page) = match secret {
         Secret::Password(initial_password) => (
             format!("{sheet_number}-password.html"),
@@ -119,7 +107,7 @@ pub async fn write(
                 sheet_number: &sheet_number,
                 display_name,
                 code,
-                code_expires: &written_date(expires_at),
+                code_expires: &crate::audit::written_date(expires_at),
                 enrol_url: &letterhead.enrol_url,
                 issued_on: &issued_on,
                 further_terminal,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use heya::{
-    audit::{Entry, Verdict, verify},
+    audit::{Entry, Verdict, verify, written_time},
     config::Config,
     error::{Error, Result},
     store::{self, Db},
@@ -73,24 +73,39 @@ async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
     };
     for row in rows {
         let entry: Entry = serde_json::from_str(&row.entry)?;
-        let at = time::OffsetDateTime::from_unix_timestamp(entry.at / 1000)
-            .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-        let japan = time::UtcOffset::from_hms(9, 0, 0).unwrap_or(time::UtcOffset::UTC);
-        let at = at.to_offset(japan);
+        let who = if entry.name.is_empty() {
+            entry.actor.clone()
+        } else {
+            format!("{} ({})", entry.name, entry.actor)
+        };
         println!(
-            "{:>6} {} {:02}:{:02}:{:02} {:<28} {:<18} {:<8} 端末{} {} {} {}",
+            "{:>6} {} {who} {} {} 端末{} {} {} {}",
             row.seq,
-            at.date(),
-            at.hour(),
-            at.minute(),
-            at.second(),
-            entry.actor,
+            written_time(entry.at),
             entry.action,
             entry.result,
             entry.terminal.map_or_else(|| "-".to_owned(), |t| t.to_string()),
             entry.address.as_deref().unwrap_or("-"),
             entry.target,
             entry.detail,
+        );
+    }
+    let Some(room_id) = room_id else { return Ok(()) };
+    let marks = store::audit::marks(&mut conn, room_id.as_str()).await?;
+    if marks.is_empty() {
+        return Ok(());
+    }
+    println!("\n閲覧のまとめ(端末ごと。配信 = 端末に届いた、開封 = 既読・履歴・検索・ファイル)");
+    for mark in marks {
+        let profile = store::personal::profile(&mut conn, &mark.user_id).await?;
+        let name = profile.and_then(|profile| profile.display_name).unwrap_or_default();
+        println!(
+            "{} {name} ({}) 端末{} {} {}回",
+            written_time(mark.last_at),
+            mark.user_id,
+            if mark.terminal == 0 { "-".to_owned() } else { mark.terminal.to_string() },
+            if mark.action == "room.delivered" { "配信" } else { "開封" },
+            mark.looks,
         );
     }
     Ok(())

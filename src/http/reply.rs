@@ -47,6 +47,9 @@ pub fn status(code: Code) -> (StatusCode, &'static str) {
         Code::MisdirectedRequest => (StatusCode::MISDIRECTED_REQUEST, "M_UNRECOGNIZED"),
         Code::Exists => (StatusCode::CONFLICT, "JP_HEYA_EXISTS"),
         Code::SubjectHasRoom => (StatusCode::CONFLICT, "JP_HEYA_SUBJECT_HAS_ROOM"),
+        Code::RoomState => (StatusCode::CONFLICT, "JP_HEYA_ROOM_STATE"),
+        Code::Held => (StatusCode::CONFLICT, "JP_HEYA_HELD"),
+        Code::Retained => (StatusCode::CONFLICT, "JP_HEYA_RETAINED"),
         Code::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN"),
         Code::Interactive => (StatusCode::UNAUTHORIZED, ""),
     }

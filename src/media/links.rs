@@ -1,5 +1,5 @@
-//! Which media an event shows, and who may read a medium (DESIGN 12): the uploader, and whoever is in a room where an
-//! event shows it. An mxc URI alone opens nothing.
+//! Which media an event shows, and who may read a medium (DESIGN 12): whoever is in a room where an event shows it, and
+//! its uploader while none does. An mxc URI alone opens nothing.
 
 use ruma::{OwnedRoomId, RoomId, ServerName, UserId};
 use serde_json::Value;
@@ -23,7 +23,7 @@ pub enum Seen {
     Room(OwnedRoomId),
     /// It is the picture of an account with which the user shares a room.
     Avatar,
-    /// The user uploaded it and no event of a room of theirs shows it.
+    /// The user uploaded it and no event shows it yet.
     Own,
 }
 
@@ -53,7 +53,10 @@ pub async fn seen(server: &Server, conn: &mut Conn, user: &UserId, medium: &Medi
     if pictures.iter().any(|account| shares(account)) {
         return Ok(Some(Seen::Avatar));
     }
-    if uploader == user.as_str() {
+    // What was shown in a room belongs to the room: whoever left it reads its files no more than its posts (DESIGN 14).
+    let shown = links.iter().any(|(room_id, _)| !room_id.is_empty());
+    let own_past = server.config.policy.former_members_read == "until_leave";
+    if uploader == user.as_str() && (!shown || own_past) {
         return Ok(Some(Seen::Own));
     }
     // An encrypted event hides its mxc URI from the server, so nothing can be linked to it. The blob is encrypted too.

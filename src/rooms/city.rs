@@ -6,12 +6,13 @@ use sha2::{Digest as _, Sha256};
 use unicode_normalization::UnicodeNormalization as _;
 
 use super::{
-    batch::{Batch, Intent},
+    append::Intent,
+    batch::Batch,
     create::{self, NewRoom},
     member,
 };
 use crate::{
-    error::{Result, forbidden},
+    error::{Code, Result, refuse},
     store,
 };
 
@@ -35,6 +36,8 @@ pub struct Opening {
     pub staff: Vec<OwnedUserId>,
     /// The first message.
     pub notice: Option<String>,
+    /// The case that opens it.
+    pub case: Option<String>,
 }
 
 /// Opens a room with exactly the members and powers of DESIGN 14; returns its id and room number (部屋番号).
@@ -80,6 +83,7 @@ pub async fn open(batch: &mut Batch, city: &UserId, opening: Opening) -> Result<
         draft.row.room_number = Some(number);
         draft.row.facility = opening.facility;
         draft.row.subject_key = opening.subject_key;
+        draft.row.opened_by_case = opening.case;
     }
     for user_id in &opening.members {
         member::invite(batch, &room_id, city, user_id, None).await?;
@@ -97,8 +101,20 @@ pub async fn say(
     room_id: &RoomId,
     text: &str,
 ) -> Result<ruma::OwnedEventId> {
+    Ok(batch.append(notice(city, room_id, text)?).await?.event_id.clone())
+}
+
+/// As [`say`], in a closed room too: for what must be told there (DESIGN 15).
+pub async fn say_through(batch: &mut Batch, city: &UserId, room_id: &RoomId, text: &str) -> Result<()> {
+    let mut intent = notice(city, room_id, text)?;
+    intent.through_closed = true;
+    batch.append(intent).await?;
+    Ok(())
+}
+
+fn notice<'a>(city: &'a UserId, room_id: &'a RoomId, text: &str) -> Result<Intent<'a>> {
     let content = json!({"msgtype": "m.text", "body": text, "m.mentions": {}});
-    Ok(batch.append(Intent::message(room_id, city, "m.room.message", content)?).await?.event_id.clone())
+    Intent::message(room_id, city, "m.room.message", content)
 }
 
 /// Adds and removes members; returns who was added, removed, and who was as asked already.
@@ -113,7 +129,17 @@ pub async fn change_members(
     let (mut added, mut removed, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
     for user_id in add {
         let present = batch.room(room_id).await?.state.membership(user_id);
-        if matches!(present.as_str(), "join" | "invite") {
+        // Whoever looks in by emergency access is no member yet, and stays when that ends.
+        let now = batch.now;
+        let looking = present.as_str() == "join"
+            && store::life::accesses(batch.reading(), Some(room_id))
+                .await?
+                .iter()
+                .any(|access| access.user_id == user_id.as_str());
+        if looking {
+            store::life::end_access(batch.sql().await?, room_id, user_id.as_str(), now).await?;
+            added.push(user_id.clone());
+        } else if matches!(present.as_str(), "join" | "invite") {
             unchanged.push(user_id.clone());
         } else {
             member::invite(batch, room_id, city, user_id, None).await?;
@@ -165,13 +191,18 @@ async fn set_staff(
 /// Closes a room: notice, power levels that leave nobody able to send, status, and the flag that the committer
 /// enforces. False where it was closed already.
 pub async fn close(batch: &mut Batch, city: &UserId, room_id: &RoomId, notice: &str) -> Result<bool> {
-    if city_room(batch, room_id).await? != "open" {
-        return Ok(false);
+    match city_room(batch, room_id).await?.as_str() {
+        "open" => {}
+        "closed" => return Ok(false),
+        status => return Err(no_longer(status)),
     }
     say(batch, city, room_id, notice).await?;
     set_powers(batch, city, room_id, true).await?;
     set_status(batch, city, room_id, "closed").await?;
-    batch.room_mut(room_id).await?.row.status = "closed".to_owned();
+    let now = batch.now;
+    let row = &mut batch.room_mut(room_id).await?.row;
+    row.status = "closed".to_owned();
+    row.closed_at = Some(now);
     Ok(true)
 }
 
@@ -180,13 +211,21 @@ pub async fn reopen(batch: &mut Batch, city: &UserId, room_id: &RoomId, notice: 
     match city_room(batch, room_id).await?.as_str() {
         "open" => return Ok(false),
         "closed" => {}
-        _ => return Err(forbidden("This room has been archived and cannot be opened again.")),
+        status => return Err(no_longer(status)),
     }
-    batch.room_mut(room_id).await?.row.status = "open".to_owned();
+    let row = &mut batch.room_mut(room_id).await?.row;
+    row.status = "open".to_owned();
+    row.closed_at = None;
     set_powers(batch, city, room_id, false).await?;
     set_status(batch, city, room_id, "open").await?;
     say(batch, city, room_id, notice).await?;
     Ok(true)
+}
+
+/// A room that has gone beyond closing.
+fn no_longer(status: &str) -> crate::error::Error {
+    refuse(Code::RoomState, "This room has been archived or purged: it is neither closed nor opened again.")
+        .with("status", status)
 }
 
 /// Composers disappear in clients when nobody's power reaches `events_default`. The creator's has no end in room
@@ -218,11 +257,20 @@ async fn set_powers(batch: &mut Batch, city: &UserId, room_id: &RoomId, closed: 
     Ok(())
 }
 
-async fn set_status(batch: &mut Batch, city: &UserId, room_id: &RoomId, status: &str) -> Result<()> {
+/// Says in the room's state what its status is.
+pub(super) async fn set_status(
+    batch: &mut Batch,
+    city: &UserId,
+    room_id: &RoomId,
+    status: &str,
+) -> Result<()> {
     let room = batch.room(room_id).await?;
     let row = &room.row;
     let content = room_state(&row.kind, row.room_number, row.subject_key.as_deref(), status);
-    batch.append(Intent::state(room_id, city, ROOM_STATE, "", content)?).await?;
+    let mut intent = Intent::state(room_id, city, ROOM_STATE, "", content)?;
+    // Of a closed room, too: it is archived.
+    intent.through_closed = true;
+    batch.append(intent).await?;
     Ok(())
 }
 
@@ -236,7 +284,7 @@ fn room_state(kind: &str, number: Option<i64>, subject_key: Option<&str>, status
 }
 
 /// The status of a city room; a room that is not one is refused.
-async fn city_room(batch: &mut Batch, room_id: &RoomId) -> Result<String> {
+pub async fn city_room(batch: &mut Batch, room_id: &RoomId) -> Result<String> {
     let row = &batch.room(room_id).await?.row;
     if row.room_number.is_none() {
         return Err(crate::error::not_found("That is no room of the city."));

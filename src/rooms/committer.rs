@@ -6,17 +6,13 @@ use std::{pin::Pin, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{
-    batch::{Batch, Effects},
-    live::Live,
-    pdu::Signer,
-};
+use super::{batch::Batch, effects::Effects, live::Live, pdu::Signer};
 use crate::{
     audit::Chain,
     clock::Clock,
     config::Policy,
     error::{Error, Result},
-    store::{self, Conn, Db},
+    store::{self, Conn, Db, script::Script},
 };
 
 /// Units taken into one transaction at most.
@@ -142,9 +138,9 @@ async fn commit_batch(context: &mut Context, mut conn: Conn, jobs: &mut Vec<Job>
     let mut answers: Vec<Answer> = Vec::with_capacity(jobs.len());
     let outcome = guarded(run_units(context, conn, jobs, &hints, &batch_id, &mut answers)).await;
     let outcome = match outcome {
-        Ok((effects, open)) => {
+        Ok((script, effects, open)) => {
             conn = open;
-            commit(context, &mut conn, &batch_id).await.map(|()| (effects, conn))
+            commit(context, &mut conn, script, &batch_id).await.map(|()| (effects, conn))
         }
         Err(error) => Err(error),
     };
@@ -192,13 +188,12 @@ async fn guarded<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 /// which ends the transaction.
 async fn run_units(
     context: &Context,
-    mut conn: Conn,
+    conn: Conn,
     jobs: &mut Vec<Job>,
     hints: &[Hint],
     batch_id: &str,
     answers: &mut Vec<Answer>,
-) -> Result<(Effects, Conn)> {
-    conn.begin().await?;
+) -> Result<(Script, Effects, Conn)> {
     let mut batch = Batch::open(context, conn, hints).await?;
     for job in jobs.drain(..) {
         let mark = batch.mark();
@@ -210,14 +205,14 @@ async fn run_units(
             batch.undo(mark).await?;
         }
     }
-    let effects = batch.flush(batch_id).await?;
-    Ok((effects, batch.into_connection()))
+    let (script, effects) = batch.flush(batch_id).await?;
+    Ok((script, effects, batch.into_connection()))
 }
 
-/// COMMIT; where its outcome is unknown (the connection broke), the batch id in the database tells.
-async fn commit(context: &Context, conn: &mut Conn, batch_id: &str) -> Result<()> {
-    let Err(error) = store::run!(conn, "COMMIT") else { return Ok(()) };
-    tracing::warn!(%error, "COMMIT failed; asking the database whether it happened");
+/// Writes and commits; where the outcome is unknown (the connection broke), the batch id in the database tells.
+async fn commit(context: &Context, conn: &mut Conn, script: Script, batch_id: &str) -> Result<()> {
+    let Err(error) = script.run(conn).await else { return Ok(()) };
+    tracing::warn!(%error, "a commit failed; asking the database whether it happened");
     for attempt in 0..20_u64 {
         tokio::time::sleep(std::time::Duration::from_millis(50 * attempt)).await;
         if let Ok(mut fresh) = context.db.read().await

@@ -4,7 +4,8 @@ use ruma::{CanonicalJsonObject, OwnedRoomId, OwnedUserId, RoomVersionId, UserId}
 use serde_json::{Value, json};
 
 use super::{
-    batch::{Batch, Intent, canonical, rules_of},
+    append::{Intent, canonical, rules_of},
+    batch::Batch,
     member,
 };
 use crate::{

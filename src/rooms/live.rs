@@ -92,7 +92,7 @@ pub struct RoomRow {
     pub state_version: i64,
     /// Position of the newest event.
     pub last_position: i64,
-    /// `open`, `closed` or `archived` (DESIGN 15).
+    /// `open`, `closed`, `archived`, `purging` or `purged` (DESIGN 15).
     pub status: String,
     /// What the room is for; see the table's comment.
     pub kind: String,
@@ -102,8 +102,14 @@ pub struct RoomRow {
     pub facility: Option<i64>,
     /// Hash of the subject.
     pub subject_key: Option<String>,
-    /// When it was made.
+    /// When it was made, in milliseconds.
     pub created_at: i64,
+    /// When it was closed, in milliseconds: its retention runs from then.
+    pub closed_at: Option<i64>,
+    /// When it was archived, in milliseconds.
+    pub archived_at: Option<i64>,
+    /// The case that opened it.
+    pub opened_by_case: Option<String>,
 }
 
 /// A room as the last commit left it.
@@ -343,6 +349,17 @@ impl Live {
         }
         *room.inner.lock() = Inner::Ready(Arc::new(Ready { view: Arc::new(view.clone()) }));
         self.rooms.write().insert(view.row.room_id.clone(), Arc::new(room));
+    }
+
+    /// Drops a room that was purged: nobody is in it any more, the city neither.
+    pub fn drop_room(&self, room_id: &RoomId) {
+        self.rooms.write().remove(room_id);
+        for user in self.users.read().values() {
+            user.unread.lock().remove(room_id);
+            if let Some(membership) = user.rooms.write().get_mut(room_id) {
+                membership.membership = "leave".to_owned();
+            }
+        }
     }
 
     /// Merges a commit's changes of one room.

@@ -5,11 +5,7 @@ use std::sync::Arc;
 use ruma::{RoomId, UserId, events::StateEventType, events::room::member::MembershipState};
 use serde_json::{Value, json};
 
-use super::{
-    batch::{Batch, Intent},
-    pdu::Event,
-    send,
-};
+use super::{append::Intent, batch::Batch, pdu::Event, send};
 use crate::{
     config::CreateRooms,
     error::{Code, Result, forbidden, not_found, refuse},

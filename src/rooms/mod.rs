@@ -1,10 +1,13 @@
 //! Rooms: events, state, the write path, what is in memory.
 
+pub mod append;
 pub mod batch;
 pub mod city;
 pub mod committer;
 pub mod create;
+pub mod effects;
 pub mod history;
+pub mod life;
 pub mod live;
 pub mod member;
 pub mod pdu;

@@ -9,7 +9,8 @@ use ruma::{
 use serde_json::Value;
 
 use super::{
-    batch::{Batch, Intent},
+    append::Intent,
+    batch::Batch,
     committer::{Hint, TxnKey},
     live::Receipt,
     pdu::Event,
@@ -226,7 +227,7 @@ pub fn power_in(
     state: &super::state::RoomState,
     user_id: &UserId,
 ) -> Result<i64> {
-    let rules = super::batch::rules_of(version)?;
+    let rules = super::append::rules_of(version)?;
     let create = state.event(&StateEventType::RoomCreate, "");
     let is_creator = create.is_some_and(|create| {
         create.sender == *user_id

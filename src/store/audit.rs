@@ -1,6 +1,9 @@
 //! The audit log's rows: appended and read, never changed.
 
-use super::{Conn, all, insert_many, one};
+use super::{
+    Conn, all, insert_many, one,
+    script::{Script, queue_many},
+};
 use crate::error::Result;
 
 /// A row.
@@ -28,9 +31,9 @@ pub async fn newest(conn: &mut Conn) -> Result<Option<(i64, String)>> {
 }
 
 /// Appends rows.
-pub async fn insert(conn: &mut Conn, rows: &[Row]) -> Result<()> {
-    insert_many!(
-        conn,
+pub fn insert(script: &mut Script, rows: &[Row]) {
+    queue_many!(
+        script,
         "INSERT INTO audit (seq, day, entry, hash, actor, action, room_id) ",
         rows,
         |b, row| {
@@ -44,7 +47,6 @@ pub async fn insert(conn: &mut Conn, rows: &[Row]) -> Result<()> {
         },
         ""
     );
-    Ok(())
 }
 
 /// Rows after a number, in order.
@@ -66,5 +68,56 @@ pub async fn of_room(conn: &mut Conn, room_id: &str, limit: i64) -> Result<Vec<R
         "SELECT seq, day, entry, hash, actor, action, room_id FROM audit WHERE room_id = $1 ORDER BY seq LIMIT $2",
         room_id,
         limit
+    )
+}
+
+/// How far and how often somebody looked at a room.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Mark {
+    /// Who.
+    pub user_id: String,
+    /// From which terminal; 0 where there is none.
+    pub terminal: i64,
+    /// The room.
+    pub room_id: String,
+    /// `room.delivered` or `room.opened`.
+    pub action: String,
+    /// How often.
+    pub looks: i64,
+    /// When last, in milliseconds.
+    pub last_at: i64,
+    /// The newest position.
+    pub upto: i64,
+}
+
+/// Advances marks by the looks given; each (account, terminal, room, action) is named once.
+pub async fn advance(conn: &mut Conn, marks: &[Mark]) -> Result<()> {
+    insert_many!(
+        conn,
+        "INSERT INTO reading_marks (user_id, terminal, room_id, action, looks, last_at, upto) ",
+        marks,
+        |b, row| {
+            b.push_bind(&row.user_id)
+                .push_bind(row.terminal)
+                .push_bind(&row.room_id)
+                .push_bind(&row.action)
+                .push_bind(row.looks)
+                .push_bind(row.last_at)
+                .push_bind(row.upto);
+        },
+        " ON CONFLICT (room_id, user_id, terminal, action) DO UPDATE SET \
+         looks = reading_marks.looks + excluded.looks, last_at = excluded.last_at, upto = excluded.upto"
+    );
+    Ok(())
+}
+
+/// The marks of a room, the newest look first.
+pub async fn marks(conn: &mut Conn, room_id: &str) -> Result<Vec<Mark>> {
+    all!(
+        conn,
+        Mark,
+        "SELECT user_id, terminal, room_id, action, looks, last_at, upto FROM reading_marks \
+         WHERE room_id = $1 ORDER BY last_at DESC",
+        room_id
     )
 }

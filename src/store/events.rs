@@ -4,12 +4,14 @@ use std::{collections::HashMap, sync::Arc};
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
 
-use super::{Conn, all, all_in, insert_many, one, run};
+use super::{
+    Conn, all, all_in, one, run,
+    script::{Script, queue, queue_many},
+};
 use crate::{
     error::Result,
     rooms::{
         batch::Pending,
-        committer::TxnKey,
         pdu::{Event, Transaction},
     },
 };
@@ -32,12 +34,12 @@ fn events(rows: Vec<Row>) -> Result<Vec<Arc<Event>>> {
 }
 
 /// Writes a batch's events, their edges, the state intervals they begin and end, and their transaction ids.
-pub(crate) async fn insert(conn: &mut Conn, pending: &Pending) -> Result<()> {
+pub(crate) fn insert(script: &mut Script, pending: &Pending) {
     if pending.events.is_empty() && pending.txns.is_empty() {
-        return Ok(());
+        return;
     }
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO events (position, event_id, room_id, room_order, depth, type, state_key, sender, pdu, \
          outlier, rejected, soft_failed, state_id, redacted_by, device_id, txn_id) ",
         &pending.events,
@@ -63,8 +65,8 @@ pub(crate) async fn insert(conn: &mut Conn, pending: &Pending) -> Result<()> {
     );
     let edges: Vec<_> =
         pending.events.iter().flat_map(|e| e.prev_events.iter().map(move |prev| (e, prev))).collect();
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO event_edges (event_id, prev_id) ",
         &edges,
         |b, edge| {
@@ -78,8 +80,8 @@ pub(crate) async fn insert(conn: &mut Conn, pending: &Pending) -> Result<()> {
         .filter(|e| e.is_state())
         .flat_map(|e| e.auth_events.iter().map(move |auth| (e, auth)))
         .collect();
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO event_auth (event_id, auth_id) ",
         &auth,
         |b, edge| {
@@ -88,18 +90,21 @@ pub(crate) async fn insert(conn: &mut Conn, pending: &Pending) -> Result<()> {
         ""
     );
     for (room_id, kind, state_key, to) in &pending.ends {
-        run!(
-            conn,
-            "UPDATE room_state SET to_order = $1 \
-             WHERE room_id = $2 AND type = $3 AND state_key = $4 AND to_order IS NULL",
-            to,
+        queue!(
+            script,
+            "UPDATE room_state SET to_order = ",
+            *to,
+            " WHERE room_id = ",
             room_id.as_str(),
+            " AND type = ",
             kind,
-            state_key
-        )?;
+            " AND state_key = ",
+            state_key,
+            " AND to_order IS NULL"
+        );
     }
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO room_state (room_id, type, state_key, event_id, from_order, to_order) ",
         &pending.state,
         |b, row| {
@@ -113,8 +118,8 @@ pub(crate) async fn insert(conn: &mut Conn, pending: &Pending) -> Result<()> {
         ""
     );
     let now_by_event: HashMap<&EventId, i64> = pending.events.iter().map(|e| (&*e.event_id, e.ts)).collect();
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO transactions (user_id, device_id, scope, txn_id, event_id, at) ",
         &pending.txns,
         |b, row| {
@@ -128,8 +133,8 @@ pub(crate) async fn insert(conn: &mut Conn, pending: &Pending) -> Result<()> {
         ""
     );
     let related: Vec<_> = pending.events.iter().filter_map(|e| relation(e).map(|r| (e, r))).collect();
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO relations (target_id, event_id, room_id, rel_type, type, sender, key, position) ",
         &related,
         |b, row| {
@@ -144,7 +149,6 @@ pub(crate) async fn insert(conn: &mut Conn, pending: &Pending) -> Result<()> {
         },
         ""
     );
-    Ok(())
 }
 
 /// `m.relates_to` of an event (client-server API, "Forming relationships between events").
@@ -178,25 +182,10 @@ pub fn relation(event: &Event) -> Option<Relation> {
     (long <= 255).then_some(relation)
 }
 
-/// Which of these client transactions have been done, and what they made.
-pub async fn known_txns(conn: &mut Conn, keys: &[&TxnKey]) -> Result<HashMap<TxnKey, OwnedEventId>> {
-    let mut known = HashMap::new();
-    if keys.is_empty() {
-        return Ok(known);
-    }
-    let ids: Vec<String> = keys.iter().map(|key| key.txn_id.clone()).collect();
-    // Clients choose these ids at random; the few strangers with an equal one are told apart below.
-    let rows: Vec<(String, String, String, String, String)> = all_in!(
-        conn,
-        (String, String, String, String, String),
-        "SELECT user_id, device_id, scope, txn_id, event_id FROM transactions WHERE txn_id IN ",
-        ids
-    );
-    for (user_id, device_id, scope, txn_id, event_id) in rows {
-        let key = TxnKey { user_id: user_id.try_into()?, device_id, scope, txn_id };
-        known.insert(key, event_id.try_into()?);
-    }
-    Ok(known)
+/// Drops the originals of redacted events: of what was redacted because its subject's record was purged.
+pub async fn forget_originals(conn: &mut Conn, ids: &[String]) -> Result<()> {
+    super::run_in!(conn, "DELETE FROM event_originals WHERE event_id IN ", ids);
+    Ok(())
 }
 
 /// An event by its id.

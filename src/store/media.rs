@@ -1,6 +1,9 @@
 //! Media: what was uploaded, which blob holds it, which events show it.
 
-use super::{Conn, all, insert_many, one, run};
+use super::{
+    Conn, all, one, run,
+    script::{Script, queue_many},
+};
 use crate::error::Result;
 
 /// An uploaded medium.
@@ -60,9 +63,9 @@ pub async fn links(conn: &mut Conn, media_id: &str) -> Result<Vec<(String, Strin
 }
 
 /// Links media to events.
-pub(crate) async fn write_links(conn: &mut Conn, links: &[(String, String, String)]) -> Result<()> {
-    insert_many!(
-        conn,
+pub(crate) fn write_links(script: &mut Script, links: &[(String, String, String)]) {
+    queue_many!(
+        script,
         "INSERT INTO media_links (media_id, room_id, event_id) ",
         links,
         |b, row| {
@@ -70,7 +73,6 @@ pub(crate) async fn write_links(conn: &mut Conn, links: &[(String, String, Strin
         },
         " ON CONFLICT DO NOTHING"
     );
-    Ok(())
 }
 
 /// Media that no event shows and that are older than a time.

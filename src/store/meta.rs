@@ -1,6 +1,9 @@
 //! What belongs to the whole server: names and numbers, and the one sequence of positions.
 
-use super::{Conn, one, run};
+use super::{
+    Conn, one, run,
+    script::{Script, queue},
+};
 use crate::error::{Error, Result};
 
 /// A stored value.
@@ -24,18 +27,14 @@ pub async fn position(conn: &mut Conn) -> Result<i64> {
     Ok(one!(conn, (i64,), "SELECT n FROM positions WHERE id = 1")?.map_or(0, |(n,)| n))
 }
 
-/// The newest position, with the row locked until the transaction ends: whoever writes next continues from it.
-pub async fn lock_position(conn: &mut Conn) -> Result<i64> {
-    // The same text on both databases: an UPDATE that changes nothing takes the row lock.
-    one!(conn, (i64,), "UPDATE positions SET n = n WHERE id = 1 RETURNING n")?
-        .map(|(n,)| n)
-        .ok_or_else(|| Error::internal("the row of positions is missing"))
+/// Writes the newest position and the batch's id.
+pub fn write_position(script: &mut Script, n: i64, batch_id: &str) {
+    queue!(script, "UPDATE positions SET n = ", n, ", batch = ", batch_id, " WHERE id = 1");
 }
 
-/// Writes the newest position and the batch's id.
-pub async fn write_position(conn: &mut Conn, n: i64, batch_id: &str) -> Result<()> {
-    run!(conn, "UPDATE positions SET n = $1, batch = $2 WHERE id = 1", n, batch_id)?;
-    Ok(())
+/// Ends the transaction.
+pub fn commit(script: &mut Script) {
+    queue!(script, "COMMIT");
 }
 
 /// The id of the last batch that was committed.

@@ -21,11 +21,13 @@ pub mod appservices;
 pub mod audit;
 pub mod events;
 pub mod keys;
+pub mod life;
 pub mod media;
 pub mod meta;
 pub mod personal;
 pub mod push;
 pub mod rooms;
+pub mod script;
 pub mod search;
 
 /// The database: a pool to read from, and how to make the one connection that writes.
@@ -143,7 +145,26 @@ macro_rules! all_in {
     }};
 }
 
-pub(crate) use {all, all_in, insert_many, on, one, run};
+/// Runs a statement with a list: `$sql` ends in ` IN `, the list of `String`s is expanded in chunks.
+macro_rules! run_in {
+    ($conn:expr, $sql:literal, $list:expr) => {{
+        let list: &[String] = $list;
+        $crate::store::on!($conn, c => {
+            for chunk in list.chunks(500) {
+                let mut query = sqlx::QueryBuilder::new($sql);
+                query.push("(");
+                let mut separated = query.separated(", ");
+                for item in chunk {
+                    separated.push_bind(item.as_str());
+                }
+                query.push(")");
+                query.build().execute(&mut *c).await.map_err($crate::error::Error::from)?;
+            }
+        });
+    }};
+}
+
+pub(crate) use {all, all_in, insert_many, on, one, run, run_in};
 
 /// Migrations go forward only; a schema newer than the binary's is refused by sqlx ("VersionMissing").
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
@@ -211,6 +232,8 @@ impl Db {
         Ok(match self {
             Self::Sqlite(_, options) => {
                 let mut c = options.clone().connect().await?;
+                // What is deleted or redacted is overwritten, not left in free pages.
+                sqlx::query("PRAGMA secure_delete = ON").execute(&mut c).await?;
                 // A checkpoint every 4,000 pages instead of 1,000: fewer syncs inside commits.
                 sqlx::query("PRAGMA wal_autocheckpoint = 4000").execute(&mut c).await?;
                 Conn::Sqlite(Held::Own(Box::new(c)))
@@ -227,6 +250,16 @@ impl Db {
                 Conn::Postgres(Held::Own(Box::new(c)))
             }
         })
+    }
+
+    /// Empties SQLite's write-ahead log, which has pages as they were before: after a purge, and at the end. On
+    /// PostgreSQL its own vacuum and checkpoints do that.
+    pub async fn settle(&self) -> Result<()> {
+        let Self::Sqlite(_, options) = self else { return Ok(()) };
+        let mut c = options.clone().connect().await?;
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut c).await?;
+        c.close().await?;
+        Ok(())
     }
 
     /// Whether this is PostgreSQL.
@@ -264,8 +297,7 @@ impl Db {
 }
 
 impl Conn {
-    /// Begins the committer's transaction. `IMMEDIATE` takes SQLite's write lock at once: a plain `BEGIN`
-    /// that reads and then writes fails under load.
+    /// Begins a transaction where no server runs (a restore). The committer begins its own with `script::open`.
     pub async fn begin(&mut self) -> Result<()> {
         match self {
             Self::Sqlite(_) => run!(self, "BEGIN IMMEDIATE")?,

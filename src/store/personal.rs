@@ -1,10 +1,13 @@
 //! What belongs to one user: account data, filters, devices, profile.
 
-use super::{Conn, all, insert_many, one, run};
+use super::{
+    Conn, all, one, run,
+    script::{Script, queue_many},
+};
 use crate::{error::Result, rooms::batch::AccountData};
 
 /// Writes account data; of several for one type the last counts.
-pub(crate) async fn write_account_data(conn: &mut Conn, list: &[AccountData]) -> Result<()> {
+pub(crate) fn write_account_data(script: &mut Script, list: &[AccountData]) {
     let mut last: Vec<&AccountData> = Vec::with_capacity(list.len());
     let mut seen = std::collections::HashSet::new();
     for row in list.iter().rev() {
@@ -12,8 +15,8 @@ pub(crate) async fn write_account_data(conn: &mut Conn, list: &[AccountData]) ->
             last.push(row);
         }
     }
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO account_data (user_id, room_id, type, content, position) ",
         &last,
         |b, row| {
@@ -25,7 +28,6 @@ pub(crate) async fn write_account_data(conn: &mut Conn, list: &[AccountData]) ->
         },
         " ON CONFLICT (user_id, room_id, type) DO UPDATE SET content = excluded.content, position = excluded.position"
     );
-    Ok(())
 }
 
 /// Account data of a user: (room or "", type, content) changed after a position.

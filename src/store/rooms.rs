@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 
-use super::{Conn, all, all_in, insert_many, one, run};
+use super::{
+    Conn, all, all_in, one, run,
+    script::{Script, queue_many},
+};
 use crate::{
     error::{Error, Result},
     rooms::{
@@ -14,7 +17,7 @@ use crate::{
 };
 
 #[derive(sqlx::FromRow)]
-struct Stored {
+pub(super) struct Stored {
     room_id: String,
     version: String,
     head: String,
@@ -27,6 +30,9 @@ struct Stored {
     facility: Option<i64>,
     subject_key: Option<String>,
     created_at: i64,
+    closed_at: Option<i64>,
+    archived_at: Option<i64>,
+    opened_by_case: Option<String>,
 }
 
 impl TryFrom<Stored> for RoomRow {
@@ -45,6 +51,9 @@ impl TryFrom<Stored> for RoomRow {
             facility: row.facility,
             subject_key: row.subject_key,
             created_at: row.created_at,
+            closed_at: row.closed_at,
+            archived_at: row.archived_at,
+            opened_by_case: row.opened_by_case,
         })
     }
 }
@@ -55,7 +64,7 @@ pub async fn row(conn: &mut Conn, room_id: &RoomId) -> Result<Option<RoomRow>> {
         conn,
         Stored,
         "SELECT room_id, version, head, depth, state_version, last_position, status, kind, room_number, facility, \
-         subject_key, created_at FROM rooms WHERE room_id = $1",
+         subject_key, created_at, closed_at, archived_at, opened_by_case FROM rooms WHERE room_id = $1",
         room_id.as_str()
     )?
     .map(TryInto::try_into)
@@ -72,7 +81,7 @@ pub async fn rows(conn: &mut Conn, room_ids: &[OwnedRoomId]) -> Result<Vec<RoomR
         conn,
         Stored,
         "SELECT room_id, version, head, depth, state_version, last_position, status, kind, room_number, facility, \
-         subject_key, created_at FROM rooms WHERE room_id IN ",
+         subject_key, created_at, closed_at, archived_at, opened_by_case FROM rooms WHERE room_id IN ",
         room_ids
     )
     .into_iter()
@@ -86,7 +95,7 @@ pub async fn city_rooms(conn: &mut Conn) -> Result<Vec<RoomRow>> {
         conn,
         Stored,
         "SELECT room_id, version, head, depth, state_version, last_position, status, kind, room_number, facility, \
-         subject_key, created_at FROM rooms WHERE room_number IS NOT NULL ORDER BY room_number"
+         subject_key, created_at, closed_at, archived_at, opened_by_case FROM rooms WHERE room_number IS NOT NULL ORDER BY room_number"
     )?
     .into_iter()
     .map(TryInto::try_into)
@@ -116,43 +125,38 @@ pub async fn liaison_room(conn: &mut Conn, facility: i64) -> Result<Option<Owned
     .transpose()
 }
 
-/// Writes a room's row.
-pub async fn write_row(conn: &mut Conn, row: &RoomRow, fresh: bool) -> Result<()> {
-    let head = serde_json::to_string(&row.head)?;
-    if fresh {
-        run!(
-            conn,
-            "INSERT INTO rooms (room_id, version, head, depth, state_version, last_position, status, kind, \
-             room_number, facility, subject_key, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
-            row.room_id.as_str(),
-            row.version.as_str(),
-            head,
-            row.depth,
-            row.state_version,
-            row.last_position,
-            &row.status,
-            &row.kind,
-            row.room_number,
-            row.facility,
-            &row.subject_key,
-            row.created_at
-        )?;
-    } else {
-        run!(
-            conn,
-            "UPDATE rooms SET head = $2, depth = $3, state_version = $4, last_position = $5, status = $6, \
-             kind = $7, room_number = $8 WHERE room_id = $1",
-            row.room_id.as_str(),
-            head,
-            row.depth,
-            row.state_version,
-            row.last_position,
-            &row.status,
-            &row.kind,
-            row.room_number
-        )?;
-    }
+/// Writes the rows of rooms, new or known, in as few statements as may be.
+pub fn write_rows(script: &mut Script, rows: &[&RoomRow]) -> Result<()> {
+    let heads = rows.iter().map(|row| serde_json::to_string(&row.head)).collect::<Result<Vec<_>, _>>()?;
+    let rows: Vec<(&RoomRow, String)> = rows.iter().copied().zip(heads).collect();
+    queue_many!(
+        script,
+        "INSERT INTO rooms (room_id, version, head, depth, state_version, last_position, status, kind, \
+         room_number, facility, subject_key, created_at, closed_at, archived_at, opened_by_case) ",
+        &rows,
+        |b, row| {
+            b.push_bind(row.0.room_id.as_str())
+                .push_bind(row.0.version.as_str())
+                .push_bind(&row.1)
+                .push_bind(row.0.depth)
+                .push_bind(row.0.state_version)
+                .push_bind(row.0.last_position)
+                .push_bind(&row.0.status)
+                .push_bind(&row.0.kind)
+                .push_bind(row.0.room_number)
+                .push_bind(row.0.facility)
+                .push_bind(&row.0.subject_key)
+                .push_bind(row.0.created_at)
+                .push_bind(row.0.closed_at)
+                .push_bind(row.0.archived_at)
+                .push_bind(&row.0.opened_by_case);
+        },
+        " ON CONFLICT (room_id) DO UPDATE SET head = excluded.head, depth = excluded.depth, \
+         state_version = excluded.state_version, last_position = excluded.last_position, \
+         status = excluded.status, kind = excluded.kind, room_number = excluded.room_number, \
+         facility = excluded.facility, subject_key = excluded.subject_key, closed_at = excluded.closed_at, \
+         archived_at = excluded.archived_at, opened_by_case = excluded.opened_by_case"
+    );
     Ok(())
 }
 
@@ -266,10 +270,7 @@ pub async fn all_memberships(conn: &mut Conn) -> Result<Vec<(OwnedUserId, OwnedR
 }
 
 /// Writes memberships; of several for one user and room the last counts.
-pub(crate) async fn write_memberships(
-    conn: &mut Conn,
-    list: &[(OwnedUserId, OwnedRoomId, Membership)],
-) -> Result<()> {
+pub(crate) fn write_memberships(script: &mut Script, list: &[(OwnedUserId, OwnedRoomId, Membership)]) {
     let mut last: Vec<&(OwnedUserId, OwnedRoomId, Membership)> = Vec::with_capacity(list.len());
     let mut seen = std::collections::HashSet::new();
     for row in list.iter().rev() {
@@ -277,8 +278,8 @@ pub(crate) async fn write_memberships(
             last.push(row);
         }
     }
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO memberships (user_id, room_id, membership, event_id, changed_at, position, forgotten) ",
         &last,
         |b, row| {
@@ -294,7 +295,6 @@ pub(crate) async fn write_memberships(
          event_id = excluded.event_id, changed_at = excluded.changed_at, position = excluded.position, \
          forgotten = excluded.forgotten"
     );
-    Ok(())
 }
 
 /// Marks a room as forgotten by a user.
@@ -405,7 +405,7 @@ pub async fn remove_alias(conn: &mut Conn, alias: &str) -> Result<()> {
 }
 
 /// Writes receipts; of several for one place the last counts.
-pub(crate) async fn write_receipts(conn: &mut Conn, list: &[Receipt]) -> Result<()> {
+pub(crate) fn write_receipts(script: &mut Script, list: &[Receipt]) {
     let mut last: Vec<&Receipt> = Vec::with_capacity(list.len());
     let mut seen = std::collections::HashSet::new();
     for row in list.iter().rev() {
@@ -413,8 +413,8 @@ pub(crate) async fn write_receipts(conn: &mut Conn, list: &[Receipt]) -> Result<
             last.push(row);
         }
     }
-    insert_many!(
-        conn,
+    queue_many!(
+        script,
         "INSERT INTO receipts (room_id, user_id, kind, thread, event_id, event_order, ts, position) ",
         &last,
         |b, row| {
@@ -430,7 +430,6 @@ pub(crate) async fn write_receipts(conn: &mut Conn, list: &[Receipt]) -> Result<
         " ON CONFLICT (room_id, user_id, kind, thread) DO UPDATE SET event_id = excluded.event_id, \
          event_order = excluded.event_order, ts = excluded.ts, position = excluded.position"
     );
-    Ok(())
 }
 
 /// The room and order of an event.

@@ -177,7 +177,8 @@ pub async fn write_joined(
         return Ok(false);
     }
     if !chunk.events.is_empty() {
-        crate::reading::delivered(server, wanted.who, room_id).await?;
+        let newest = chunk.events.last().map_or(wanted.upto.position, |event| event.position);
+        crate::reading::delivered(server, wanted.who, room_id, newest).await?;
     }
     let start = chunk.events.first().map_or(wanted.upto.position, |event| event.position - 1);
     out.push_str("{\"timeline\":{\"events\":");

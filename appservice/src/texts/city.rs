@@ -3,11 +3,11 @@
 use serde_json::Value;
 
 use super::Texts;
-use crate::cases::{Action, Case, Person, State};
+use crate::cases::{Action, Case, Person, State, Step};
 use crate::clock::japanese_time;
 use crate::execute::CONSENT_WITHDRAWN;
 use crate::forms::Consent;
-use crate::lookup::{AccountRow, FacilityRow, RoomRow, TerminalRow};
+use crate::lookup::{AccountRow, FacilityRow, RoomRow, RoomStatus, TerminalRow};
 use crate::outbox::Task;
 use crate::store::Report;
 
@@ -179,14 +179,51 @@ impl Texts {
                     self.pick(format!("変更のなかった人：{unchanged}名"), format!("Unchanged: {unchanged}"))
                 }
             }
+            Action::Life { step, .. } => self.life_done(*step, answer),
             // A withdrawal is told by `withdrawn_to_city`.
-            Action::Close { .. } | Action::Reopen { .. } | Action::Withdrawal { .. } => String::new(),
+            Action::Close { .. }
+            | Action::Reopen { .. }
+            | Action::Redact { .. }
+            | Action::Withdrawal { .. } => String::new(),
         };
         let text = self.pick(
             format!("案件 {number} を完了しました。\n{what}\n{result}"),
             format!("Case {number} is done.\n{what}\n{result}"),
         );
         text.trim_end().to_owned()
+    }
+
+    fn life_done(&self, step: Step, answer: &Value) -> String {
+        let count = |name: &str| answer.get(name).and_then(Value::as_i64).unwrap_or_default();
+        let word = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default();
+        match step {
+            Step::Archive => {
+                let removed = count("removed");
+                self.pick(format!("外したメンバー：{removed}名"), format!("Members removed: {removed}"))
+            }
+            Step::Export => {
+                let (events, media, folder) = (count("events"), count("media"), word("folder"));
+                self.pick(
+                    format!("記録 {events}件、ファイル {media}件：{folder}/index.html（サーバーのデータフォルダーにあります。個人情報ですので、取り扱いに注意してください）"),
+                    format!("{events} events, {media} files: {folder}/index.html in the data folder. It is personal data: handle it with care."),
+                )
+            }
+            Step::Purge => {
+                let (events, media, file) = (count("events"), count("media"), word("certificate"));
+                self.pick(
+                    format!("消去した記録 {events}件、ファイル {media}件\n消去証明書：{file}（サーバーのデータフォルダーにあります）"),
+                    format!("Purged: {events} events, {media} files\nCertificate: {file} in the data folder"),
+                )
+            }
+            Step::BreakGlass => {
+                let until = stamp(count("until"));
+                self.pick(
+                    format!("期限：{until}。早く終えるときは「緊急閲覧終了 部屋番号」と書いてください。"),
+                    format!("Until {until}. \"end-break-glass number\" ends it earlier."),
+                )
+            }
+            Step::Hold | Step::Release | Step::EndBreakGlass => String::new(),
+        }
     }
 
     /// An approved withdrawal, with what came of it; only the control room is told whether there was a record.
@@ -228,6 +265,18 @@ impl Texts {
                 format!("同じ名前の事業所か、その事業所の施設IDがすでにあります。「一覧 事業所」で確かめて「差し戻し {number} 登録済み」と書いてください。"),
                 format!("It exists already. See \"list facilities\", then \"refuse {number} exists\"."),
             ),
+            "JP_HEYA_ROOM_STATE" => self.pick(
+                format!("部屋の今の状態ではできません。部屋は、終了 → 保管 → 消去 の順に進みます。「一覧 終了」「一覧 保管」で確かめて「差し戻し {number} 理由」と書いてください。"),
+                format!("The room's state does not allow it: close, then archive, then purge. See \"list closed\" and \"list archived\"; then \"refuse {number} reason\"."),
+            ),
+            "JP_HEYA_HELD" => self.pick(
+                format!("法的保全中の部屋は消去できません。必要がなくなったときは「保全解除 部屋番号 理由」のあと「承認 {number}」、消さないときは「差し戻し {number} 理由」と書いてください。"),
+                format!("A legal hold stands on the room. \"release number reason\", then \"approve {number}\"; or \"refuse {number} reason\"."),
+            ),
+            "JP_HEYA_RETAINED" => self.pick(
+                format!("保存期間が過ぎていないため、消去できません。「一覧 保管」で期限を確かめて「差し戻し {number} 理由」と書いてください。"),
+                format!("The room's retention has not run out. See \"list archived\"; then \"refuse {number} reason\"."),
+            ),
             "M_FORBIDDEN" => self.pick(
                 format!("サーバーが許可しませんでした。承認した方が市の職員として登録されているか、部屋が終了していないかを確かめて、「承認 {number}」でもう一度行うか「差し戻し {number} 理由」と書いてください。"),
                 format!("The server does not allow it. Check that whoever approved is city staff and that the room is open; then \"approve {number}\" or \"refuse {number} reason\"."),
@@ -257,6 +306,10 @@ impl Texts {
             Task::Examine { case } | Task::Execute { case } => self.pick(
                 format!("案件 {case} を進められませんでした（{errcode}）。「案件 {case}」で内容を確かめてください。"),
                 format!("Case {case} could not go on ({errcode}). See \"case {case}\"."),
+            ),
+            Task::MailScope { .. } => self.pick(
+                format!("メール通知の設定を変えられませんでした（{errcode}）。"),
+                format!("The choice of mails could not be changed ({errcode})."),
             ),
             Task::Look { .. } => self.pick(
                 format!("一覧を取り出せませんでした（{errcode}）。もう一度お試しください。"),
@@ -357,12 +410,25 @@ impl Texts {
         )
     }
 
-    pub(crate) fn rooms(&self, rooms: &[RoomRow], closed: bool) -> String {
-        let title = match closed {
-            false => self.pick("開いている部屋", "Open rooms"),
-            true => self.pick("終了した部屋", "Closed rooms"),
+    pub(crate) fn rooms(&self, rooms: &[RoomRow], status: RoomStatus) -> String {
+        let title = match status {
+            RoomStatus::Open => self.pick("開いている部屋", "Open rooms"),
+            RoomStatus::Closed => self.pick("終了した部屋", "Closed rooms"),
+            RoomStatus::Archived => self.pick("保管した部屋", "Archived rooms"),
         };
-        let lines = rooms.iter().map(|room| format!("・{}　{}", room.room_number, room.name));
+        let lines = rooms.iter().map(|room| {
+            let mut line = format!("・{}　{}", room.room_number, room.name);
+            if let (RoomStatus::Archived, Some(at)) = (status, room.purge_from) {
+                let day = stamp(at);
+                let day = day.split(' ').next().unwrap_or_default();
+                line +=
+                    &self.pick(format!("（保存期間：{day}まで）"), format!(" (may be purged from {day})"));
+            }
+            if room.held {
+                line += &self.pick("【法的保全中】", " [legal hold]");
+            }
+            line
+        });
         self.listed(title, lines.collect())
     }
 

@@ -1,6 +1,7 @@
 //! Forms to fill in, what they lack, and how commands are written.
 
 use super::Texts;
+use crate::cases::Step;
 use crate::commands::{Name, Problem};
 use crate::forms::Gap;
 
@@ -110,9 +111,18 @@ impl Texts {
             Name::List,
             Name::EndAccount,
             Name::RevokeTerminal,
+            Name::Life(Step::Archive),
+            Name::Life(Step::Export),
+            Name::Life(Step::Hold),
+            Name::Life(Step::Release),
+            Name::Life(Step::Purge),
+            Name::Life(Step::BreakGlass),
+            Name::Life(Step::EndBreakGlass),
+            Name::Redact,
         ];
         let usages: Vec<&str> = all.into_iter().map(usage).collect();
-        let usages = usages.join("\n");
+        let usages = usages.join("\n")
+            + "\n・メール通知 自分宛て｜ダイレクト｜すべて（mail mentions | direct | all）　ご自分に届くメールを選びます";
         self.pick(format!("使えることば\n{usages}"), format!("Commands\n{usages}"))
     }
 }
@@ -137,7 +147,25 @@ fn usage(name: Name) -> &'static str {
         Name::Reopen => "・再開 部屋番号（reopen）",
         Name::Announce => "・お知らせ 宛先の事業所（全員は「全員」）、改行して本文（announce）",
         Name::Cases => "・案件（cases）　未完了の案件／案件 番号",
-        Name::List => "・一覧 部屋｜終了｜事業所｜利用者 ことば｜端末 利用者ID（list）",
+        Name::List => "・一覧 部屋｜終了｜保管｜事業所｜利用者 ことば｜端末 利用者ID（list）",
+        Name::Life(Step::Archive) => {
+            "・保管 部屋番号（archive）　終了した部屋からメンバーを外し、記録だけを残します"
+        }
+        Name::Life(Step::Export) => {
+            "・書き出し 部屋番号（export）　記録を、読める形のファイルにします（サーバーのデータフォルダーの中）"
+        }
+        Name::Life(Step::Hold) => "・法的保全 部屋番号 理由（hold）　保存期間が過ぎても消去できなくします",
+        Name::Life(Step::Release) => "・保全解除 部屋番号 理由（release）",
+        Name::Life(Step::Purge) => {
+            "・消去 部屋番号（purge）　保存期間が過ぎた部屋の記録をすべて消し、消去証明書を残します"
+        }
+        Name::Life(Step::BreakGlass) => {
+            "・緊急閲覧 部屋番号 理由（break-glass）　書いた方が部屋を期限つきで読めます。部屋に理由が投稿されます"
+        }
+        Name::Life(Step::EndBreakGlass) => "・緊急閲覧終了 部屋番号（end-break-glass）",
+        Name::Redact => {
+            "・投稿取消 部屋番号 投稿のリンク 理由（redact）　市の指示で投稿を取り消します。終了した部屋でもできます"
+        }
         Name::Approve => "・承認 案件番号（approve）　案件の投稿に ✅ を付けても同じです",
         Name::Refuse => "・差し戻し 案件番号 理由（refuse）　案件の投稿に ❌ を付けても同じです",
         Name::Assign => "・指定 案件番号 利用者ID（assign）　案件の人を決めます",

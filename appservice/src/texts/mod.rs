@@ -5,7 +5,7 @@ mod city;
 mod forms;
 
 use crate::Config;
-use crate::cases::{Action, Case, Person};
+use crate::cases::{Action, Case, Person, Step};
 
 /// The language of everything the bot writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Texts {
         let (city, contact) = (&self.city, &self.contact);
         self.pick(
             format!(
-                "{city}の窓口です。ここでは次のことを受け付けます。\n・「同意の報告」と書くと、報告の用紙をお出しします。\n・「部屋の開設をお願いします」と書くと、開設依頼の用紙をお出しします。\n\
+                "{city}の窓口です。ここでは次のことを受け付けます。\n・「同意の報告」と書くと、報告の用紙をお出しします。\n・「部屋の開設をお願いします」と書くと、開設依頼の用紙をお出しします。\n・「メール通知」と書くと、受け取るメールを選べます。\n\
                  メンバーの追加・削除と部屋の終了は、その部屋の中に「〇〇訪問看護の△△さんを追加してください」のように書いてください。\nお問い合わせ：{contact}"
             ),
             format!(
@@ -189,6 +189,38 @@ impl Texts {
     pub(crate) fn reopening_notice(&self) -> String {
         let city = &self.city;
         self.pick(format!("{city}がこの部屋を再開しました。"), format!("{city} reopened this room."))
+    }
+
+    /// What mails somebody gets, and how that is changed.
+    pub(crate) fn mail_scope(&self, answer: &serde_json::Value) -> String {
+        let chosen = match answer["scope"].as_str() {
+            Some("all") => self.pick("すべての投稿", "all posts"),
+            Some("direct") => {
+                self.pick("自分宛ての投稿とダイレクトメッセージ", "posts to me and direct messages")
+            }
+            _ => self.pick("自分宛ての投稿だけ", "posts to me only"),
+        };
+        let none = if answer["pushers"].as_i64().unwrap_or_default() > 0 {
+            String::new()
+        } else {
+            self.pick(
+                "\nまだメール通知が使われていません。アプリの設定でメールアドレスを登録し、メール通知を入れてください。",
+                "\nMail is not switched on yet: add your address in the app's settings and switch e-mail notifications on.",
+            )
+        };
+        self.pick(
+            format!("メール通知：{chosen}{none}\n変えるときは「メール通知 自分宛て」「メール通知 ダイレクト」「メール通知 すべて」のどれかを書いてください。招待と部屋の開設は、いつもお知らせします。"),
+            format!("Mail: {chosen}{none}\nTo change it write \"mail mentions\", \"mail direct\" or \"mail all\". Invitations and openings are always told."),
+        )
+    }
+
+    /// Posted in a room that a member of city staff looks into without being its member.
+    pub(crate) fn break_glass_notice(&self, who: &str, reason: &str) -> String {
+        let (city, contact) = (&self.city, &self.contact);
+        self.pick(
+            format!("{city}の{who}が、この部屋の緊急閲覧を始めました。期限がくると自動で終わります。\n理由：{reason}\nお問い合わせ：{contact}"),
+            format!("{who} of {city} reads this room by emergency access, for a limited time.\nReason: {reason}\nContact: {contact}"),
+        )
     }
 
     pub(crate) fn no_such_room(&self, number: Option<i64>) -> String {
@@ -344,6 +376,33 @@ impl Texts {
                     }
                 };
                 self.pick(format!("お知らせ（宛先：{to}）"), format!("Announcement to {to}"))
+            }
+            Action::Life { step, place: at, reason } => {
+                let at = place(at);
+                let (ja, en) = match step {
+                    Step::Archive => ("部屋の保管", "Archive"),
+                    Step::Export => ("部屋の書き出し", "Export"),
+                    Step::Hold => ("法的保全", "Legal hold on"),
+                    Step::Release => ("法的保全の解除", "Lift the legal hold on"),
+                    Step::Purge => ("部屋の消去（元に戻せません）", "Purge for good"),
+                    Step::BreakGlass => ("緊急閲覧", "Emergency access to"),
+                    Step::EndBreakGlass => ("緊急閲覧の終了", "End the emergency access to"),
+                };
+                let why = if reason.is_empty() {
+                    String::new()
+                } else {
+                    format!("\n{}{reason}", self.pick("理由：", "Reason: "))
+                };
+                self.pick(format!("{ja}：{at}{why}"), format!("{en} {at}{why}"))
+            }
+            Action::Redact { place: at, reason, .. } => {
+                let at = place(at);
+                let why = if reason.is_empty() {
+                    String::new()
+                } else {
+                    format!("\n{}{reason}", self.pick("理由：", "Reason: "))
+                };
+                self.pick(format!("投稿の取消：{at}{why}"), format!("Redact a post in {at}{why}"))
             }
             Action::Withdrawal { name, birth_date } => self.pick(
                 format!("同意の撤回\n対象者：{name}さん\n生年月日：{birth_date}"),

@@ -13,7 +13,7 @@ use crate::{
         caller::{self, Requester},
         route::{Answer, Call, Routes},
     },
-    rooms::{batch::Intent, committer::Hint, member},
+    rooms::{append::Intent, committer::Hint, member},
     server::Server,
     store::{self, personal::Profile},
 };

@@ -7,7 +7,7 @@ use ruma::OwnedUserId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{city, once};
+use super::{city, once, once_for};
 use crate::{
     accounts::{
         end,
@@ -16,6 +16,7 @@ use crate::{
     },
     error::{Result, invalid, not_found},
     http::route::{Answer, Call, Routes},
+    push::{Chosen, Pusher, SCOPE, Setting},
     rooms::committer::Hint,
     server::Server,
     store,
@@ -51,6 +52,7 @@ pub fn routes(routes: Routes) -> Routes {
                 })
             })
         })
+        .at(Method::POST, "/_heya/v1/accounts/{user_id}/mail-scope", mail_scope)
         .at(Method::GET, "/_heya/v1/accounts", search)
         .at(Method::POST, "/_heya/v1/accounts", issue)
         .at(Method::POST, "/_heya/v1/accounts/{user_id}/codes", |server, call| async move {
@@ -175,6 +177,57 @@ async fn search(server: Arc<Server>, call: Call) -> Result<Answer> {
         }));
     }
     Ok(json!({"accounts": found}).into())
+}
+
+#[derive(Deserialize)]
+struct MailScope {
+    scope: Option<String>,
+}
+
+/// What mails an account gets is a field of its e-mail pushers, which clients know nothing of (DESIGN 18).
+async fn mail_scope(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let user_id = user(&call)?;
+    let pushers = Arc::clone(&server.pushers);
+    let own = Some(user_id.clone());
+    once_for(
+        server,
+        call,
+        own,
+        |_: &MailScope| Hint::default(),
+        move |batch, body, acting| {
+            Box::pin(async move {
+                if body.scope.as_deref().is_some_and(|word| Chosen::of(word).is_none()) {
+                    return Err(invalid("scope is \"highlight\", \"direct\" or \"all\"."));
+                }
+                let now = batch.now;
+                let mut present = store::push::pushers(batch.reading(), user_id.as_str()).await?;
+                let mail = |pusher: &Pusher| Setting::of(pusher).kind == "email";
+                if let Some(scope) = &body.scope {
+                    for pusher in present.iter_mut().filter(|pusher| mail(pusher)) {
+                        let mut value: Value = serde_json::from_str(&pusher.pusher)?;
+                        value["data"][SCOPE] = scope.as_str().into();
+                        pusher.pusher = value.to_string();
+                        store::push::put(batch.sql().await?, pusher, now).await?;
+                    }
+                    batch.audit(crate::audit::Entry {
+                        at: now,
+                        actor: acting,
+                        action: "mail.scope".to_owned(),
+                        result: "ok".to_owned(),
+                        detail: scope.clone(),
+                        ..crate::audit::Entry::default()
+                    });
+                }
+                let count = present.iter().filter(|pusher| mail(pusher)).count();
+                let scope = present.iter().find_map(|pusher| Setting::of(pusher).scope().map(str::to_owned));
+                let answer =
+                    json!({"scope": scope.unwrap_or_else(|| "highlight".to_owned()), "pushers": count});
+                batch.after_commit(move || pushers.replace(&user_id, present));
+                Ok(answer)
+            })
+        },
+    )
+    .await
 }
 
 async fn issue(server: Arc<Server>, call: Call) -> Result<Answer> {

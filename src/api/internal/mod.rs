@@ -24,6 +24,7 @@ use crate::{
 
 mod accounts;
 mod audit;
+mod life;
 mod mail;
 mod rooms;
 mod stats;
@@ -32,9 +33,15 @@ mod terminals;
 /// The routes of the internal listener, beside the client-server API for appservices.
 pub fn routes(routes: Routes) -> Routes {
     let mut routes = routes;
-    for add in
-        [audit::routes, accounts::routes, rooms::routes, terminals::routes, mail::routes, stats::routes]
-    {
+    for add in [
+        audit::routes,
+        accounts::routes,
+        rooms::routes,
+        life::routes,
+        terminals::routes,
+        mail::routes,
+        stats::routes,
+    ] {
         routes = add(routes);
     }
     routes
@@ -62,6 +69,22 @@ fn same(a: &str, b: &str) -> bool {
 async fn once<B, T, F>(
     server: Arc<Server>,
     call: Call,
+    hint: impl FnOnce(&B) -> Hint,
+    unit: F,
+) -> Result<Answer>
+where
+    B: DeserializeOwned + Send + 'static,
+    T: Serialize + Send + 'static,
+    F: for<'b> FnOnce(&'b mut Batch, B, String) -> UnitFuture<'b, T> + Send + 'static,
+{
+    once_for(server, call, None, hint, unit).await
+}
+
+/// As [`once`]; with `own`, it is this account's own business, and only the account itself may be the one who acts.
+async fn once_for<B, T, F>(
+    server: Arc<Server>,
+    call: Call,
+    own: Option<OwnedUserId>,
     hint: impl FnOnce(&B) -> Hint,
     unit: F,
 ) -> Result<Answer>
@@ -99,8 +122,13 @@ where
                         _ => Err(refuse(Code::Exists, "This Idempotency-Key was used for another request.")),
                     };
                 }
-                if acting != "command" && !is_city_staff(batch.reading(), &acting).await? {
-                    return Err(forbidden("acting must be an active member of the city's staff."));
+                match &own {
+                    Some(own) if own.as_str() == acting => {}
+                    Some(_) => {
+                        return Err(forbidden("This is the account's own business: acting must be it."));
+                    }
+                    None if acting == "command" || is_city_staff(batch.reading(), &acting).await? => {}
+                    None => return Err(forbidden("acting must be an active member of the city's staff.")),
                 }
                 let answer = serde_json::to_string(&unit(batch, body, acting).await?)?;
                 let now = batch.now;
@@ -111,6 +139,29 @@ where
         })
         .await?;
     Ok(Answer::Json(text))
+}
+
+/// The room of a call, and the city that changes it.
+struct Place {
+    room_id: ruma::OwnedRoomId,
+    city: OwnedUserId,
+}
+
+/// The room id in a call's path.
+fn room(call: &Call) -> Result<ruma::OwnedRoomId> {
+    ruma::OwnedRoomId::try_from(call.arg(0)).map_err(|_| invalid("The path has no room id."))
+}
+
+/// A call that changes the room in its path: [`once`], with that room.
+async fn on_room<B, T, F>(server: Arc<Server>, call: Call, unit: F) -> Result<Answer>
+where
+    B: DeserializeOwned + Send + 'static,
+    T: Serialize + Send + 'static,
+    F: for<'b> FnOnce(&'b mut Batch, Place, B, String) -> UnitFuture<'b, T> + Send + 'static,
+{
+    let place = Place { room_id: room(&call)?, city: server.city_user.clone() };
+    let hint = Hint { rooms: vec![place.room_id.clone()], txn: None };
+    once(server, call, |_: &B| hint, move |batch, body, acting| unit(batch, place, body, acting)).await
 }
 
 /// User ids of a list, at most 300.

@@ -3,20 +3,20 @@
 use std::sync::Arc;
 
 use http::Method;
-use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{OwnedRoomId, OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{city as city_token, once, users};
+use super::{Place, city as city_token, on_room, once, room, users};
 use crate::{
-    accounts::register::city_staff,
-    audit,
+    accounts::{addresses::owe_mail, register::city_staff},
     error::{Code, Result, invalid, not_found, refuse},
     http::route::{Answer, Call, Routes},
     rooms::{
         batch::Batch,
         city::{self, Opening},
         committer::Hint,
+        life::record,
         live::RoomRow,
     },
     server::Server,
@@ -29,95 +29,37 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::GET, "/_heya/v1/rooms", list)
         .at(Method::POST, "/_heya/v1/rooms", |server, call| async move {
             let (city_user, secret) = (server.city_user.clone(), server.subject_secret.clone());
+            let owed = Arc::clone(&server.mail_owed);
             once(
                 server,
                 call,
                 |_: &Open| Hint::default(),
                 move |batch, body, acting| {
-                    Box::pin(async move { open(batch, &city_user, &secret, body, &acting).await })
+                    Box::pin(async move { open(batch, &city_user, &secret, &owed, body, &acting).await })
                 },
             )
             .await
         })
         .at(Method::GET, "/_heya/v1/rooms/{room_id}", one)
-        .at(Method::POST, "/_heya/v1/rooms/{room_id}/members", |server, call| async move {
-            let (room_id, city_user) = (room(&call)?, server.city_user.clone());
-            let hint = Hint { rooms: vec![room_id.clone()], txn: None };
-            once(
-                server,
-                call,
-                |_: &Members| hint,
-                move |batch, body, acting| {
-                    Box::pin(async move {
-                        let (add, remove) = (users(&body.add)?, users(&body.remove)?);
-                        let (added, removed, unchanged) =
-                            city::change_members(batch, &city_user, &room_id, &add, &remove).await?;
-                        if let Some(notice) = &body.notice {
-                            city::say(batch, &city_user, &room_id, notice).await?;
-                        }
-                        let people = |list: &[OwnedUserId]| {
-                            list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-                        };
-                        record(
-                            batch,
-                            &acting,
-                            "room.members",
-                            &room_id,
-                            &format!(
-                                "case {}: added {}; removed {}",
-                                body.case,
-                                people(&added),
-                                people(&removed)
-                            ),
-                        );
-                        Ok(json!({"added": added, "removed": removed, "unchanged": unchanged}))
-                    })
-                },
-            )
-            .await
+        .at(Method::POST, "/_heya/v1/rooms/{room_id}/members", |server, call| {
+            on_room(server, call, |batch, place, body, acting| {
+                Box::pin(async move { change_members(batch, &place, &body, &acting).await })
+            })
         })
-        .at(Method::POST, "/_heya/v1/rooms/{room_id}/close", |server, call| async move {
-            let (room_id, city_user) = (room(&call)?, server.city_user.clone());
-            let hint = Hint { rooms: vec![room_id.clone()], txn: None };
-            once(
-                server,
-                call,
-                |_: &Notice| hint,
-                move |batch, body, acting| {
-                    Box::pin(async move {
-                        let protected = store::meta::value(batch.reading(), "control_room").await?;
-                        let announcement = store::meta::value(batch.reading(), "announcement_room").await?;
-                        if [protected, announcement].iter().flatten().any(|id| *id == room_id) {
-                            return Err(invalid(
-                                "The control room and the announcement room are never closed.",
-                            ));
-                        }
-                        if city::close(batch, &city_user, &room_id, &body.notice).await? {
-                            record(batch, &acting, "room.close", &room_id, &format!("case {}", body.case));
-                        }
-                        Ok(json!({"closed": true}))
-                    })
-                },
-            )
-            .await
+        .at(Method::POST, "/_heya/v1/rooms/{room_id}/close", |server, call| {
+            on_room(server, call, |batch, place, body, acting| {
+                Box::pin(async move { close(batch, &place, &body, &acting).await })
+            })
         })
-        .at(Method::POST, "/_heya/v1/rooms/{room_id}/reopen", |server, call| async move {
-            let (room_id, city_user) = (room(&call)?, server.city_user.clone());
-            let hint = Hint { rooms: vec![room_id.clone()], txn: None };
-            once(
-                server,
-                call,
-                |_: &Notice| hint,
-                move |batch, body, acting| {
-                    Box::pin(async move {
-                        if city::reopen(batch, &city_user, &room_id, &body.notice).await? {
-                            record(batch, &acting, "room.reopen", &room_id, &format!("case {}", body.case));
-                        }
-                        Ok(json!({"closed": false}))
-                    })
-                },
-            )
-            .await
+        .at(Method::POST, "/_heya/v1/rooms/{room_id}/reopen", |server, call| {
+            on_room(server, call, |batch, place, body: Notice, acting| {
+                Box::pin(async move {
+                    if city::reopen(batch, &place.city, &place.room_id, &body.notice).await? {
+                        record(batch, &acting, "room.reopen", &place.room_id, "", &of(&body.case));
+                    }
+                    Ok(json!({"closed": false}))
+                })
+            })
         })
         .at(Method::POST, "/_heya/v1/announcements", |server, call| async move {
             let city_user = server.city_user.clone();
@@ -180,28 +122,41 @@ struct Announcement {
     facilities: Option<Vec<i64>>,
 }
 
-fn room(call: &Call) -> Result<OwnedRoomId> {
-    OwnedRoomId::try_from(call.arg(0)).map_err(|_| invalid("The path has no room id."))
+/// How the audit log names a case.
+fn of(case: &str) -> String {
+    format!("case {case}")
 }
 
-/// A line of the audit log about what the city did to a room.
-fn record(batch: &mut Batch, acting: &str, action: &str, room_id: &RoomId, detail: &str) {
-    let at = batch.now;
-    batch.audit(audit::Entry {
-        at,
-        actor: acting.to_owned(),
-        action: action.to_owned(),
-        room_id: room_id.to_string(),
-        result: "ok".to_owned(),
-        detail: detail.to_owned(),
-        ..audit::Entry::default()
-    });
+async fn change_members(batch: &mut Batch, place: &Place, body: &Members, acting: &str) -> Result<Value> {
+    let Place { room_id, city } = place;
+    let (add, remove) = (users(&body.add)?, users(&body.remove)?);
+    let (added, removed, unchanged) = city::change_members(batch, city, room_id, &add, &remove).await?;
+    if let Some(notice) = &body.notice {
+        city::say(batch, city, room_id, notice).await?;
+    }
+    let people = |list: &[OwnedUserId]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let detail = format!("{}: added {}; removed {}", of(&body.case), people(&added), people(&removed));
+    record(batch, acting, "room.members", room_id, "", &detail);
+    Ok(json!({"added": added, "removed": removed, "unchanged": unchanged}))
+}
+
+async fn close(batch: &mut Batch, place: &Place, body: &Notice, acting: &str) -> Result<Value> {
+    let protected = store::meta::value(batch.reading(), "control_room").await?;
+    let announcement = store::meta::value(batch.reading(), "announcement_room").await?;
+    if [protected, announcement].iter().flatten().any(|id| *id == place.room_id) {
+        return Err(invalid("The control room and the announcement room are never closed."));
+    }
+    if city::close(batch, &place.city, &place.room_id, &body.notice).await? {
+        record(batch, acting, "room.close", &place.room_id, "", &of(&body.case));
+    }
+    Ok(json!({"closed": true}))
 }
 
 async fn open(
     batch: &mut Batch,
     city_user: &UserId,
     secret: &str,
+    owed: &Arc<tokio::sync::Notify>,
     body: Open,
     acting: &str,
 ) -> Result<Value> {
@@ -261,10 +216,11 @@ async fn open(
         members: members.clone(),
         staff,
         notice: body.opening_notice,
+        case: Some(body.case.clone()),
     };
     let (room_id, number) = city::open(batch, city_user, opening).await?;
-    owe_opening_mails(batch, &members, body.requested_by.as_deref(), number).await?;
-    record(batch, acting, "room.open", &room_id, &format!("case {}", body.case));
+    owe_opening_mails(batch, owed, &members, body.requested_by.as_deref(), number).await?;
+    record(batch, acting, "room.open", &room_id, "", &of(&body.case));
     let answer = json!({"room_id": room_id, "room_number": number});
     let now = batch.now;
     store::meta::keep_answer(batch.sql().await?, &of_case, &answer.to_string(), now).await?;
@@ -275,6 +231,7 @@ async fn open(
 /// Members with mail notification are told by their pushers.
 async fn owe_opening_mails(
     batch: &mut Batch,
+    owed: &Arc<tokio::sync::Notify>,
     members: &[OwnedUserId],
     requested_by: Option<&str>,
     number: i64,
@@ -282,20 +239,7 @@ async fn owe_opening_mails(
     let Some(requester) = requested_by.filter(|id| !members.iter().any(|member| member == id)) else {
         return Ok(());
     };
-    let now = batch.now;
-    let addresses = store::accounts::addresses(batch.reading(), requester).await?;
-    for (address, _, _) in addresses.into_iter().take(1) {
-        let conn = batch.sql().await?;
-        let mail = store::push::Mail {
-            id: store::meta::next_number(conn, "mail", 1).await?,
-            template: "room_opened".to_owned(),
-            lang: "ja".to_owned(),
-            address,
-            parameters: json!({"room_number": number}).to_string(),
-        };
-        store::push::owe_mail(conn, &mail, now).await?;
-    }
-    Ok(())
+    owe_mail(batch, owed, requester, "room_opened", json!({"room_number": number})).await
 }
 
 async fn announce(batch: &mut Batch, city_user: &UserId, body: Announcement, acting: &str) -> Result<Value> {
@@ -307,7 +251,7 @@ async fn announce(batch: &mut Batch, city_user: &UserId, body: Announcement, act
                 OwnedRoomId::try_from(room.ok_or_else(|| not_found("There is no announcement room."))?)?;
             event_ids.push(city::say(batch, city_user, &room, &body.body).await?);
             let n = batch.room(&room).await?.state.members("join").count();
-            record(batch, acting, "announce", &room, &format!("case {}", body.case));
+            record(batch, acting, "announce", &room, "", &of(&body.case));
             i64::try_from(n).unwrap_or(i64::MAX) - 1
         }
         Some(list) => {
@@ -317,7 +261,7 @@ async fn announce(batch: &mut Batch, city_user: &UserId, body: Announcement, act
             for facility in &list {
                 let room = liaison_room(batch, city_user, *facility).await?;
                 event_ids.push(city::say(batch, city_user, &room, &body.body).await?);
-                record(batch, acting, "announce", &room, &format!("case {}", body.case));
+                record(batch, acting, "announce", &room, "", &of(&body.case));
             }
             i64::try_from(list.len()).unwrap_or(i64::MAX)
         }
@@ -344,11 +288,12 @@ async fn liaison_room(batch: &mut Batch, city_user: &UserId, facility: i64) -> R
         members: vec![member.try_into()?],
         staff: Vec::new(),
         notice: None,
+        case: None,
     };
     Ok(city::open(batch, city_user, opening).await?.0)
 }
 
-async fn view(server: &Arc<Server>, row: &RoomRow) -> Result<Value> {
+async fn view(server: &Arc<Server>, row: &RoomRow, held: bool) -> Result<Value> {
     let room = server.live.room(&server.db, &row.room_id).await?;
     let view = room.current()?;
     let name = view.state.content_str(&ruma::events::StateEventType::RoomName, "", "name");
@@ -356,16 +301,22 @@ async fn view(server: &Arc<Server>, row: &RoomRow) -> Result<Value> {
     Ok(json!({
         "room_id": row.room_id, "room_number": row.room_number, "kind": row.kind, "name": name,
         "status": row.status, "members": members,
+        "closed_at": row.closed_at, "archived_at": row.archived_at,
+        "held": held,
+        "purge_from": row.closed_at.map(|at| at + server.config.retention.of(&row.kind)),
     }))
 }
 
 async fn list(server: Arc<Server>, call: Call) -> Result<Answer> {
     city_token(&server, &call)?;
     let status = call.query("status");
-    let rows = store::rooms::city_rooms(&mut server.db.read().await?).await?;
+    let mut conn = server.db.read().await?;
+    let rows = store::rooms::city_rooms(&mut conn).await?;
+    let held = store::life::held_rooms(&mut conn).await?;
+    drop(conn);
     let mut rooms = Vec::new();
     for row in rows.iter().filter(|row| status.as_ref().is_none_or(|status| *status == row.status)) {
-        rooms.push(view(&server, row).await?);
+        rooms.push(view(&server, row, held.iter().any(|id| row.room_id == *id)).await?);
     }
     Ok(json!({"rooms": rooms}).into())
 }
@@ -378,7 +329,8 @@ async fn one(server: Arc<Server>, call: Call) -> Result<Answer> {
         .await?
         .filter(|row| row.room_number.is_some())
         .ok_or_else(|| not_found("That is no room of the city."))?;
-    let mut answer = view(&server, &row).await?;
+    let held = store::life::hold(&mut conn, &room_id).await?.is_some();
+    let mut answer = view(&server, &row, held).await?;
     let room = server.live.room(&server.db, &room_id).await?;
     let mut members = Vec::new();
     for (user_id, event) in room.current()?.state.members("join") {
@@ -393,5 +345,6 @@ async fn one(server: Arc<Server>, call: Call) -> Result<Answer> {
         }));
     }
     answer["members"] = members.into();
+    answer["opened_by_case"] = row.opened_by_case.into();
     Ok(answer.into())
 }

@@ -16,7 +16,7 @@ use crate::{
         route::{Answer, Routes},
     },
     rooms::{
-        batch::Intent,
+        append::Intent,
         committer::Hint,
         create::{self as making, NewRoom},
     },
