@@ -45,6 +45,12 @@ pub enum Code {
     InvalidUsername,
     /// The name is in an appservice's exclusive namespace.
     Exclusive,
+    /// The device that an appservice wants to act as is not the user's.
+    UnknownDevice,
+    /// The alias of a new room is taken.
+    RoomInUse,
+    /// The alias exists.
+    AliasTaken,
     /// The room's state would be invalid.
     InvalidRoomState,
     /// This room version is not offered.

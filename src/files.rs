@@ -31,6 +31,18 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Writes a file that everybody may read, in place of what was there: whole or not at all.
+pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let mut file =
+        std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o644).open(&part)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&part, path)?;
+    Ok(())
+}
+
 /// Takes the lock of a data folder: one server at a time. It goes with the process, however that ends.
 pub fn lock(path: &Path) -> Result<std::fs::File> {
     let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;

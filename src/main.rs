@@ -84,7 +84,15 @@ enum Command {
 fn main() -> ExitCode {
     // One cryptographic provider everywhere, before anything could ask for another. A second call changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let asked = !error.use_stderr();
+            // Nobody is left to tell where the terminal is gone.
+            let _ = error.print();
+            return if asked { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

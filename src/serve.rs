@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::response::Response;
+use ruma::OwnedUserId;
 use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     appservices::delivery,
     clock::Clock,
     config::{ClientCertificate, Config},
-    error::{Error, Result},
+    error::{Error, Result, forbidden},
     http::{self, Serving, caller::Listener, reply, route::Answer, route::Routes},
     media,
     rooms::committer::Hint,
@@ -64,6 +65,7 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
     } else {
         register::first_start(&server).await?
     };
+    own_users(&server).await?;
     record_settings(&server).await?;
     if let Some(issued) = &first {
         for sheet in &issued.sheets {
@@ -205,20 +207,38 @@ async fn record_settings(server: &Arc<Server>) -> Result<()> {
 
 /// The open profile has no city: only `@city`, for what is posted in its name.
 async fn open_city(server: &Arc<Server>) -> Result<Option<register::Issued>> {
-    let city_user = server.city_user.clone();
+    own_user(server, server.city_user.clone()).await?;
+    Ok(None)
+}
+
+/// Every appservice has its own user from the start.
+async fn own_users(server: &Arc<Server>) -> Result<()> {
+    for one in server.appservices.all() {
+        own_user(server, one.sender.clone()).await.map_err(|error| match error.code() {
+            Some(_) => Error::internal(format!(
+                "the appservice {} names {} as its own user, who is somebody else",
+                one.id, one.sender
+            )),
+            None => error,
+        })?;
+    }
+    Ok(())
+}
+
+async fn own_user(server: &Arc<Server>, user_id: OwnedUserId) -> Result<()> {
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
-                if store::accounts::account(batch.reading(), city_user.as_str()).await?.is_some() {
-                    return Ok(());
+                if let Some(known) = store::accounts::account(batch.reading(), user_id.as_str()).await? {
+                    return if known.kind == "appservice" { Ok(()) } else { Err(forbidden("")) };
                 }
                 let account = store::accounts::Account {
-                    user_id: city_user.to_string(),
+                    user_id: user_id.to_string(),
                     kind: "appservice".to_owned(),
                     facility: None,
                     name: String::new(),
                     profession: String::new(),
-                    display_name: Some("city".to_owned()),
+                    display_name: Some(user_id.localpart().to_owned()),
                     password_hash: None,
                     password_own: false,
                     status: "active".to_owned(),
@@ -227,8 +247,7 @@ async fn open_city(server: &Arc<Server>) -> Result<Option<register::Issued>> {
                 store::accounts::insert_account(batch.sql().await?, &account, "", now).await
             })
         })
-        .await?;
-    Ok(None)
+        .await
 }
 
 type Acceptors = (Option<Arc<TlsAcceptor>>, Option<Arc<TlsAcceptor>>);
@@ -266,6 +285,11 @@ fn acceptors(server: &Arc<Server>) -> Result<Acceptors> {
 
 /// A server certificate by our own CA, for trying out: `keys/server.pem`. A city has one by a public CA.
 fn own_certificate(server: &Server) -> Result<ServerFiles> {
+    if !server.ca.has_key() {
+        return Err(Error::internal(
+            "with tls.client_ca Heya has no CA of its own: set tls.certificate and tls.key to the server's certificate",
+        ));
+    }
     let keys = server.data().join("keys");
     let files = ServerFiles { certificate: keys.join("server.pem"), key: keys.join("server.key") };
     if !files.certificate.exists() || !files.key.exists() {
@@ -392,7 +416,19 @@ async fn watch_list(server: &Arc<Server>) {
     match read {
         Ok(Ok(list)) => {
             tracing::info!(entries = list.len(), "the revocation list was read");
+            if list.is_overdue(terminals::at(server.now())) {
+                tracing::warn!("the revocation list has expired: its CA owes a newer one");
+            }
             server.terminals.revoke_by_list(list);
+            match terminals::end_listed(server).await {
+                Ok(0) => {}
+                Ok(sessions) => tracing::info!(sessions, "sessions of revoked terminals were ended"),
+                Err(error) => {
+                    tracing::error!(%error, "sessions of revoked terminals are not ended yet");
+                    // Tried again at the next look; their requests are refused meanwhile.
+                    *server.list_stamp.lock() = None;
+                }
+            }
         }
         Ok(Err(error)) => tracing::error!(%error, "the new revocation list is not used"),
         Err(error) => tracing::error!(%error, "the new revocation list could not be read"),

@@ -134,7 +134,7 @@ impl Server {
             tls::Ca::external(&config.tls.client_ca)
         }
         .map_err(|error| Error::internal(error.to_string()))?;
-        let terminals = Arc::new(Terminals::load(&db).await?);
+        let terminals = Arc::new(Terminals::load(&db, !ca.has_key()).await?);
         if !config.tls.client_crl.as_os_str().is_empty() {
             terminals.revoke_by_list(crate::accounts::terminals::load_list(
                 &ca,

@@ -87,6 +87,9 @@ async fn own_terminals(
 ) -> Result<()> {
     for terminal in store::accounts::terminals_of(batch.reading(), user_id.as_str()).await? {
         let certificates = store::accounts::certificates_of(batch.reading(), terminal.id).await?;
+        if terminals::is_the_facilitys(&terminal) {
+            continue;
+        }
         let live = certificates.iter().any(|certificate| certificate.revoked_at.is_none());
         if live
             && !store::accounts::terminal_is_shared(batch.reading(), terminal.id, user_id.as_str()).await?

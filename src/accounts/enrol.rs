@@ -27,8 +27,6 @@ use crate::{
 const SESSION_MS: i64 = 30 * 60_000;
 /// Enrolments at once.
 const ENROLMENTS_MAX: usize = 1_000;
-/// The longest name of a terminal, in characters.
-const LABEL_MAX: usize = 40;
 
 /// Enrolments under way, by the hash of their cookie.
 #[derive(Default)]
@@ -48,7 +46,16 @@ pub struct Enrolment {
     private_ok: bool,
     names: Vec<String>,
     began: i64,
-    issued: Mutex<Option<Arc<Bundle>>>,
+    finished: Mutex<Option<Finished>>,
+}
+
+/// How an enrolment ended.
+#[derive(Clone)]
+pub enum Finished {
+    /// With a certificate of Heya's own CA, to be fetched.
+    Certificate(Arc<Bundle>),
+    /// With a password: certificates are handed out by the city.
+    Password,
 }
 
 /// What is fetched at the end.
@@ -82,9 +89,17 @@ impl Enrolments {
 }
 
 impl Enrolment {
+    /// How it ended, once it has.
+    pub fn finished(&self) -> Option<Finished> {
+        self.finished.lock().clone()
+    }
+
     /// What can be fetched, once it was issued.
     pub fn bundle(&self) -> Option<Arc<Bundle>> {
-        self.issued.lock().clone()
+        match self.finished() {
+            Some(Finished::Certificate(bundle)) => Some(bundle),
+            _ => None,
+        }
     }
 
     /// Minutes until the key is forgotten.
@@ -172,7 +187,7 @@ pub async fn begin(
         private_ok: code.private_ok,
         names,
         began: now,
-        issued: Mutex::default(),
+        finished: Mutex::default(),
     })?;
     let enrolment =
         server.enrolments.of(&cookie, now).ok_or_else(|| Error::internal("an enrolment vanished"))?;
@@ -190,25 +205,22 @@ pub struct Choice {
 }
 
 /// Step two: sets the password, spends the code, and issues this terminal's certificate, in one unit. A second press
-/// of the button changes nothing.
-pub async fn finish(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: Choice) -> Result<Arc<Bundle>> {
-    if let Some(bundle) = enrolment.bundle() {
-        return Ok(bundle);
-    }
-    let label = choice.label.trim().to_owned();
-    if label.is_empty() || label.chars().count() > LABEL_MAX || label.chars().any(char::is_control) {
-        return Err(invalid(format!("端末の名前を{LABEL_MAX}文字以内で入力してください。")));
-    }
-    if choice.private && !enrolment.private_ok {
-        return Err(forbidden("私的端末は、市の承認がないと登録できません。下の窓口にご相談ください。"));
+/// of the button changes nothing. Where the certificates are another CA's, it ends with the password.
+pub async fn finish(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: Choice) -> Result<()> {
+    if enrolment.finished().is_some() {
+        return Ok(());
     }
     if !server.ca.has_key() {
-        return Err(forbidden("電子証明書は市が別に発行します。下の窓口にお問い合わせください。"));
+        return set_password(server, enrolment, &choice).await;
+    }
+    let label = terminals::checked_label(&choice.label)?;
+    if choice.private && !enrolment.private_ok {
+        return Err(forbidden("私的端末は、市の承認がないと登録できません。下の窓口にご相談ください。"));
     }
     let hash = match (&choice.new_password, enrolment.further) {
         (Some(password), false) => Some(new_password_hash(server, enrolment, password).await?),
         (None, true) => None,
-        (None, false) => return Err(invalid("新しいパスワードを入力してください。")),
+        (None, false) => return Err(no_password()),
         (Some(_), true) => return Err(invalid("ここではパスワードは変わりません。")),
     };
     let parts = (Arc::clone(&server.ca), Arc::clone(&server.terminals));
@@ -272,8 +284,52 @@ pub async fn finish(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: Ch
         })
         .await?;
     let bundle = Arc::new(Bundle { certificate, password: crate::clock::readable_code(12) });
-    *enrolment.issued.lock() = Some(Arc::clone(&bundle));
-    Ok(bundle)
+    *enrolment.finished.lock() = Some(Finished::Certificate(bundle));
+    Ok(())
+}
+
+fn no_password() -> Error {
+    invalid("新しいパスワードを入力してください。")
+}
+
+/// The whole of step two where the city hands out certificates itself: spends the code and sets the password.
+async fn set_password(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: &Choice) -> Result<()> {
+    if enrolment.further {
+        return Err(forbidden(
+            "端末を追加するときの電子証明書は、市が発行し、登録します。下の窓口にお問い合わせください。",
+        ));
+    }
+    let password = choice.new_password.as_ref().ok_or_else(no_password)?;
+    let hash = new_password_hash(server, enrolment, password).await?;
+    let enrolling = Arc::clone(enrolment);
+    server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                let (now, user_id) = (batch.now, enrolling.user_id.as_str());
+                if !store::accounts::spend_code(batch.sql().await?, &enrolling.code_hash, now).await? {
+                    return Err(refused());
+                }
+                store::accounts::account(batch.reading(), user_id)
+                    .await?
+                    .filter(|account| account.status != "ended")
+                    .ok_or_else(refused)?;
+                let conn = batch.sql().await?;
+                store::accounts::set_password(conn, user_id, &hash, true, now).await?;
+                store::accounts::set_status(conn, user_id, "active", now).await?;
+                batch.audit(audit::Entry {
+                    at: now,
+                    actor: user_id.to_owned(),
+                    action: "account.enrol".to_owned(),
+                    target: user_id.to_owned(),
+                    result: "ok".to_owned(),
+                    ..audit::Entry::default()
+                });
+                Ok(())
+            })
+        })
+        .await?;
+    *enrolment.finished.lock() = Some(Finished::Password);
+    Ok(())
 }
 
 async fn new_password_hash(server: &Server, enrolment: &Enrolment, password: &str) -> Result<String> {

@@ -139,12 +139,7 @@ pub async fn begin(
         device_id: device_id.to_owned(),
         terminal,
     };
-    let all = store::personal::devices(batch.reading(), user_id.as_str()).await?;
-    if all.len() >= DEVICES_MAX && !all.iter().any(|device| device.device_id == device_id) {
-        return Err(crate::error::forbidden(
-            "This ID is logged in on too many devices: please log out somewhere (ログイン中の端末が多すぎます).",
-        ));
-    }
+    check_room_for_device(batch, user_id, device_id).await?;
     let conn = batch.sql().await?;
     let former = store::accounts::sessions_of(conn, user_id.as_str(), Some(device_id)).await?;
     for old in &former {
@@ -161,6 +156,17 @@ pub async fn begin(
         }
     });
     Ok(token)
+}
+
+/// Refuses a further device where an ID has too many.
+pub async fn check_room_for_device(batch: &mut Batch, user_id: &UserId, device_id: &str) -> Result<()> {
+    let all = store::personal::devices(batch.reading(), user_id.as_str()).await?;
+    if all.len() >= DEVICES_MAX && !all.iter().any(|device| device.device_id == device_id) {
+        return Err(crate::error::forbidden(
+            "This ID is logged in on too many devices: please log out somewhere (ログイン中の端末が多すぎます).",
+        ));
+    }
+    Ok(())
 }
 
 /// Ends a device: its session, keys and messages; `list` names the devices.

@@ -1,10 +1,10 @@
 //! One appservice's queue: reads the stream, freezes a transaction, sends it until it is acknowledged.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use ruma::OwnedUserId;
+use ruma::{OwnedRoomId, events::TimelineEventType};
 
-use super::Appservice;
+use super::{Appservice, ephemeral::Ephemeral};
 use crate::{
     error::Result,
     rooms::{committer::Hint, pdu::Event},
@@ -23,49 +23,86 @@ const UNSTORED_MAX: i64 = 5_000;
 /// The ceiling of the back-off.
 const WAIT_MAX_MS: u64 = 30_000;
 
+/// How long an appservice may take over one transaction.
+const TIME: Duration = Duration::from_secs(30);
+/// While events flow without a pause, typing and receipts go between them so often.
+const EPHEMERAL_EVERY: Duration = Duration::from_secs(1);
+
 /// Delivers to one appservice until the server stops.
 pub async fn run(server: Arc<Server>, appservice: Arc<Appservice>) {
     let Some(url) = appservice.registration.url.clone() else { return };
     let mut stopping = server.stopping.subscribe();
     let mut failures = 0_u32;
+    let mut ephemeral: Option<Ephemeral> = None;
+    let mut looked = tokio::time::Instant::now();
+    let mut begun = false;
     loop {
         let committed = server.live.committed.notified();
-        tokio::pin!(committed);
-        committed.as_mut().enable();
+        let typed = server.live.typed.notified();
         let wake = appservice.wake.notified();
-        tokio::pin!(wake);
+        tokio::pin!(committed, typed, wake);
+        committed.as_mut().enable();
+        typed.as_mut().enable();
         wake.as_mut().enable();
-        let wait = match step(&server, &appservice, &url).await {
-            Ok(true) => {
-                failures = 0;
-                None
+        let work = async {
+            if !begun {
+                let position = begin(&server, &appservice).await?;
+                appservice.lag.lock().position = position;
+                ephemeral =
+                    appservice.registration.receive_ephemeral.then(|| Ephemeral::begin(&server, position));
+                begun = true;
             }
-            Ok(false) => {
+            let more = step(&server, &appservice, &url).await?;
+            let due = !more || looked.elapsed() > EPHEMERAL_EVERY;
+            let again = match &mut ephemeral {
+                Some(ephemeral) if due => {
+                    looked = tokio::time::Instant::now();
+                    ephemeral.deliver(&server, &appservice, &url).await?
+                }
+                _ => None,
+            };
+            Ok::<_, crate::error::Error>((more, again))
+        };
+        let wait = match work.await {
+            Ok((more, again)) => {
                 failures = 0;
-                Some(None)
+                if more { Wait::Not } else { Wait::News(again) }
             }
             Err(error) => {
                 failures += 1;
                 if failures.is_power_of_two() {
                     tracing::warn!(appservice.id = %appservice.id, failures, %error, "an appservice does not take its events");
                 }
-                Some(Some(back_off(failures)))
+                Wait::So(back_off(failures))
             }
         };
         appservice.lag.lock().failures = failures;
         match wait {
-            None => {
+            Wait::Not => {
                 if *stopping.borrow() {
                     return;
                 }
             }
-            Some(None) => {
+            Wait::News(again) => {
+                let again = async {
+                    match again {
+                        Some(time) => tokio::time::sleep_until(time).await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     () = &mut committed => {}
+                    () = &mut typed, if ephemeral.is_some() => {}
+                    () = again => {}
+                    () = &mut wake => {
+                        if let Some(ephemeral) = &mut ephemeral {
+                            ephemeral.wake();
+                        }
+                    }
                     () = crate::server::stopped(&mut stopping) => return,
                 }
             }
-            Some(Some(wait)) => {
+            Wait::So(wait) => {
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = &mut wake => {}
@@ -76,17 +113,49 @@ pub async fn run(server: Arc<Server>, appservice: Arc<Appservice>) {
     }
 }
 
-fn back_off(failures: u32) -> Duration {
+/// What a delivery waits for.
+enum Wait {
+    /// There is more to do.
+    Not,
+    /// For news, or until typing and receipts are tried again.
+    News(Option<tokio::time::Instant>),
+    /// After a failure, so long.
+    So(Duration),
+}
+
+/// Between half of the ceiling and the ceiling, which doubles with each failure up to 30 s.
+pub(super) fn back_off(failures: u32) -> Duration {
     use rand::RngExt as _;
     let ceiling = (100_u64 << failures.min(9)).min(WAIT_MAX_MS);
     Duration::from_millis(rand::rng().random_range(ceiling / 2..=ceiling))
+}
+
+/// The position that an appservice has come to. One that is new begins at the present: what happened before it was
+/// registered was not meant for it. The city bot is there from the first event.
+async fn begin(server: &Arc<Server>, appservice: &Appservice) -> Result<i64> {
+    let name = format!("appservice {}", appservice.id);
+    let stored = store::meta::follower(&mut server.db.read().await?, &name).await?;
+    match stored {
+        Some(position) => Ok(position),
+        None if appservice.id == super::CITY => Ok(0),
+        None => {
+            let present = server.live.position();
+            move_to(server, name, present).await?;
+            Ok(present)
+        }
+    }
 }
 
 /// Sends what is frozen, or freezes what is new. False where there is nothing to do.
 async fn step(server: &Arc<Server>, appservice: &Arc<Appservice>, url: &str) -> Result<bool> {
     let frozen = store::appservices::transaction(&mut server.db.read().await?, &appservice.id).await?;
     if let Some((txn_id, body, upto)) = frozen {
-        send(server, appservice, url, &txn_id, body).await?;
+        if appservice.lag.lock().oldest.is_none() {
+            let (under_way, oldest) = contents(&body);
+            let mut lag = appservice.lag.lock();
+            (lag.under_way, lag.oldest) = (under_way, oldest);
+        }
+        send(server, appservice, url, &txn_id, body, TIME).await?;
         let id = appservice.id.clone();
         server
             .commit(Hint::default(), move |batch| {
@@ -97,10 +166,26 @@ async fn step(server: &Arc<Server>, appservice: &Arc<Appservice>, url: &str) -> 
                 })
             })
             .await?;
-        appservice.lag.lock().position = upto;
+        let mut lag = appservice.lag.lock();
+        (lag.position, lag.under_way, lag.oldest) = (upto, 0, None);
         return Ok(true);
     }
     freeze(server, appservice).await
+}
+
+/// How many events a frozen body has, and when the first of them happened.
+fn contents(body: &str) -> (usize, Option<i64>) {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        events: Vec<At>,
+    }
+    #[derive(serde::Deserialize)]
+    struct At {
+        origin_server_ts: i64,
+    }
+    serde_json::from_str::<Body>(body).map_or((0, None), |body| {
+        (body.events.len(), body.events.first().map(|event| event.origin_server_ts))
+    })
 }
 
 /// Reads on in the stream; freezes a transaction where there is something that the appservice watches.
@@ -117,6 +202,7 @@ async fn freeze(server: &Arc<Server>, appservice: &Arc<Appservice>) -> Result<bo
     let mut upto = begin;
     let mut picked: Vec<Arc<Event>> = Vec::new();
     let mut bytes = 0;
+    let mut rooms = HashMap::new();
     'reading: loop {
         let read = store::events::arrived(&mut conn, upto, present, READ_MAX).await?;
         let Some(last) = read.last().map(|event| event.position) else {
@@ -128,7 +214,7 @@ async fn freeze(server: &Arc<Server>, appservice: &Arc<Appservice>) -> Result<bo
                 break 'reading;
             }
             let position = event.position;
-            if watches(server, appservice, &event).await? {
+            if watches(server, appservice, &event, &mut rooms).await? {
                 bytes += event.pdu.len();
                 picked.push(event);
             }
@@ -171,29 +257,40 @@ async fn move_to(server: &Arc<Server>, name: String, upto: i64) -> Result<()> {
         .await
 }
 
-/// Whether an event is of a room with one of the appservice's users, or about one.
-async fn watches(server: &Arc<Server>, appservice: &Appservice, event: &Event) -> Result<bool> {
-    if appservice.is_interested_in_user(event.sender.as_str())
-        || appservice.is_interested_in_room(event.room_id.as_str())
+/// Whether an event is of a room with one of the appservice's users, or about one. `rooms` remembers the answer for each
+/// room until its members or aliases change.
+async fn watches(
+    server: &Arc<Server>,
+    appservice: &Appservice,
+    event: &Event,
+    rooms: &mut HashMap<OwnedRoomId, bool>,
+) -> Result<bool> {
+    let of_room = match rooms.get(&event.room_id) {
+        Some(known) => *known,
+        None => {
+            // As the room was then: an appservice that was away must not miss what its users saw before they left.
+            let known = appservice.is_interested_in(server, &event.room_id, Some(event.position)).await?;
+            rooms.insert(event.room_id.clone(), known);
+            known
+        }
+    };
+    if event.membership.is_some() || event.kind == TimelineEventType::RoomCanonicalAlias {
+        rooms.remove(&event.room_id);
+    }
+    Ok(of_room
+        || appservice.is_interested_in_user(event.sender.as_str())
         || event.membership.is_some()
-            && event.state_key.as_deref().is_some_and(|key| appservice.is_interested_in_user(key))
-    {
-        return Ok(true);
-    }
-    if server.live.is_joined(&appservice.sender, &event.room_id) {
-        return Ok(true);
-    }
-    let room = server.live.room(&server.db, &event.room_id).await?;
-    let members: Vec<OwnedUserId> = room.current()?.state.members("join").map(|(id, _)| id).collect();
-    Ok(members.iter().any(|id| appservice.is_interested_in_user(id.as_str())))
+            && event.state_key.as_deref().is_some_and(|key| appservice.is_interested_in_user(key)))
 }
 
-async fn send(
+/// Sends a transaction; an error unless it was taken.
+pub(super) async fn send(
     server: &Arc<Server>,
     appservice: &Appservice,
     url: &str,
     txn_id: &str,
     body: String,
+    time: Duration,
 ) -> Result<()> {
     let answer = server
         .appservices
@@ -202,11 +299,35 @@ async fn send(
         .bearer_auth(&appservice.registration.hs_token)
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(body)
+        .timeout(time)
         .send()
-        .await?;
+        .await
+        .map_err(reqwest::Error::without_url)?;
     if answer.status().is_success() {
         Ok(())
     } else {
         Err(crate::error::Error::internal(format!("the appservice answered {}", answer.status())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_thirty_seconds_and_differ() {
+        for failures in 1..200 {
+            let ceiling = Duration::from_millis(100 << failures.min(9)).min(Duration::from_secs(30));
+            let waits: std::collections::BTreeSet<_> = (0..50).map(|_| back_off(failures)).collect();
+            assert!(waits.iter().all(|wait| *wait >= ceiling / 2 && *wait <= ceiling), "{failures}");
+            assert!(waits.len() > 1, "without jitter all servers come back at once");
+        }
+    }
+
+    #[test]
+    fn a_frozen_body_tells_its_depth_and_age() {
+        let body = r#"{"events":[{"origin_server_ts":5,"x":1},{"origin_server_ts":9}]}"#;
+        assert_eq!(contents(body), (2, Some(5)));
+        assert_eq!(contents("{}"), (0, None));
     }
 }

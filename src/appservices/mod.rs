@@ -2,72 +2,34 @@
 //!
 //! Delivery follows the one stream behind the committer. A transaction's body is frozen in the database before it is
 //! sent and is resent byte for byte with its id until it is acknowledged; one is under way at a time, in arrival order
-//! (DESIGN 17). The city bot is the first appservice; its registration is made in `keys/city.registration.json`.
+//! (DESIGN 17). Typing and receipts go in transactions of their own, which are never stored. The city bot is the first
+//! appservice; its registration is made in `keys/city.registration.json`.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use ruma::{OwnedUserId, ServerName, UserId};
-use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use ruma::{OwnedServerName, OwnedUserId, RoomAliasId, RoomId, ServerName, UserId};
+use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     config::Config,
     error::{Code, Error, Result, refuse},
-    rooms::live::parking::Mutex,
+    rooms::{history, live::parking::Mutex},
+    server::Server,
+    store,
 };
 
 pub mod delivery;
 
-/// A registration file, as the specification has it (YAML's subset JSON is accepted, and flat YAML of the same fields
-/// can be converted); users only, since Heya has no aliases yet.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Registration {
-    /// The name of the appservice.
-    pub id: String,
-    /// Where it listens; none where it only sends.
-    pub url: Option<String>,
-    /// Its token towards us.
-    pub as_token: String,
-    /// Our token towards it.
-    pub hs_token: String,
-    /// The localpart of its own user.
-    pub sender_localpart: String,
-    /// What it is interested in.
-    #[serde(default)]
-    pub namespaces: Namespaces,
-    /// Whether it wants typing and receipts.
-    #[serde(default)]
-    pub receive_ephemeral: bool,
-    /// Not limited in its rate.
-    #[serde(default)]
-    pub rate_limited: Option<bool>,
-    /// Protocols it bridges.
-    #[serde(default)]
-    pub protocols: Option<Vec<String>>,
-}
+mod ask;
+mod ephemeral;
+mod registration;
 
-/// Namespaces of a registration.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub struct Namespaces {
-    /// User ids.
-    #[serde(default)]
-    pub users: Vec<Namespace>,
-    /// Aliases.
-    #[serde(default)]
-    pub aliases: Vec<Namespace>,
-    /// Room ids.
-    #[serde(default)]
-    pub rooms: Vec<Namespace>,
-}
+pub use registration::{Namespace, Namespaces, Registration};
 
-/// One namespace.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Namespace {
-    /// Nobody else may make users in it.
-    pub exclusive: bool,
-    /// What it matches.
-    pub regex: String,
-}
+/// The id of the city bot.
+pub const CITY: &str = "city";
+/// Questions to appservices under way at once.
+const ASKING_MAX: usize = 16;
 
 /// An appservice.
 pub struct Appservice {
@@ -78,7 +40,8 @@ pub struct Appservice {
     /// Its registration.
     pub registration: Registration,
     users: Vec<(bool, regex::Regex)>,
-    rooms: Vec<regex::Regex>,
+    aliases: Vec<(bool, regex::Regex)>,
+    rooms: Vec<(bool, regex::Regex)>,
     /// A ping wakes its delivery.
     pub wake: Notify,
     /// Depth of the queue and age of its head, for the metrics.
@@ -92,12 +55,20 @@ pub struct Lag {
     pub failures: u32,
     /// Position that it has.
     pub position: i64,
+    /// Events in the transaction under way.
+    pub under_way: usize,
+    /// When the oldest of them happened (ms).
+    pub oldest: Option<i64>,
 }
 
 /// All appservices.
 pub struct Appservices {
     list: Vec<Arc<Appservice>>,
     client: reqwest::Client,
+    server_name: OwnedServerName,
+    /// Whether ids such as p100001 are the city's, which no appservice may take.
+    keeps_numbers: bool,
+    asking: Semaphore,
 }
 
 impl Appservices {
@@ -106,27 +77,17 @@ impl Appservices {
         let mut list =
             vec![Arc::new(Appservice::new(city_registration(config, keys, server_name)?, server_name)?)];
         for (name, path) in &config.appservices {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                Error::internal(format!("appservices.{name}: {}: {error}", path.display()))
-            })?;
-            let registration: Registration = serde_json::from_str(&text).map_err(|error| {
-                Error::internal(format!(
-                    "appservices.{name}: {}: {error} (a registration file is JSON, which is YAML too)",
-                    path.display()
-                ))
-            })?;
+            let registration = Registration::read(path, server_name)
+                .map_err(|error| Error::internal(format!("appservices.{name}: {}", told(error))))?;
             list.push(Arc::new(Appservice::new(registration, server_name)?));
         }
+        let keeps_numbers = !config.policy.open_profile;
         for (i, one) in list.iter().enumerate() {
-            if list[..i].iter().any(|other| {
-                other.id == one.id
-                    || other.registration.as_token == one.registration.as_token
-                    || other.sender == one.sender
-            }) {
-                return Err(Error::internal(format!(
-                    "two appservices share id, as_token or sender_localpart: {}",
-                    one.id
-                )));
+            for other in &list[..i] {
+                one.check_beside(other)?;
+            }
+            if keeps_numbers {
+                one.check_numbers(server_name)?;
             }
         }
         let client = reqwest::Client::builder()
@@ -135,7 +96,13 @@ impl Appservices {
             .connect_timeout(Duration::from_secs(5))
             .timeout(Duration::from_secs(30))
             .build()?;
-        Ok(Self { list, client })
+        Ok(Self {
+            list,
+            client,
+            server_name: server_name.to_owned(),
+            keeps_numbers,
+            asking: Semaphore::new(ASKING_MAX),
+        })
     }
 
     /// All of them.
@@ -161,12 +128,24 @@ impl Appservices {
         found
     }
 
-    /// Whether a name is kept for an appservice.
-    pub fn is_exclusive(&self, user_id: &UserId) -> bool {
+    /// Whether a name is kept for an appservice other than `but`.
+    pub fn is_exclusive(&self, user_id: &UserId, but: Option<&str>) -> bool {
         self.list.iter().any(|one| {
-            one.sender == *user_id
-                || one.users.iter().any(|(exclusive, regex)| *exclusive && regex.is_match(user_id.as_str()))
+            but != Some(one.id.as_str())
+                && (one.sender == *user_id || matches_exclusively(&one.users, user_id.as_str()))
         })
+    }
+
+    /// Whether an alias is kept for an appservice other than `but`.
+    pub fn is_exclusive_alias(&self, alias: &RoomAliasId, but: Option<&str>) -> bool {
+        self.list
+            .iter()
+            .any(|one| but != Some(one.id.as_str()) && matches_exclusively(&one.aliases, alias.as_str()))
+    }
+
+    /// Whether a user id is one of those that only the city issues.
+    pub fn is_the_citys(&self, user_id: &UserId) -> bool {
+        self.keeps_numbers && is_number(user_id.localpart())
     }
 
     /// Asks an appservice whether it is there, and lets waiting transactions go at once. Milliseconds it took.
@@ -210,43 +189,144 @@ impl Appservices {
 
 impl Appservice {
     fn new(registration: Registration, server_name: &ServerName) -> Result<Self> {
-        let bad = |error: regex::Error| Error::internal(format!("appservice {}: {error}", registration.id));
-        // The whole id must match, and the size of the compiled expression is bounded.
-        let compile = |text: &str| {
-            regex::RegexBuilder::new(&format!("^(?:{text})$")).size_limit(1 << 20).build().map_err(bad)
+        let compiled = |all: &[Namespace]| {
+            all.iter()
+                .map(|ns| {
+                    let regex = registration::compile(&ns.regex).map_err(|reason| {
+                        Error::internal(format!("appservice {}: a namespace: {reason}", registration.id))
+                    })?;
+                    Ok((ns.exclusive, regex))
+                })
+                .collect::<Result<Vec<_>>>()
         };
-        let users = registration
-            .namespaces
-            .users
-            .iter()
-            .map(|ns| Ok((ns.exclusive, compile(&ns.regex)?)))
-            .collect::<Result<Vec<_>>>()?;
-        let rooms =
-            registration.namespaces.rooms.iter().map(|ns| compile(&ns.regex)).collect::<Result<Vec<_>>>()?;
         Ok(Self {
             id: registration.id.clone(),
             sender: UserId::parse_with_server_name(registration.sender_localpart.as_str(), server_name)?,
-            users,
-            rooms,
+            users: compiled(&registration.namespaces.users)?,
+            aliases: compiled(&registration.namespaces.aliases)?,
+            rooms: compiled(&registration.namespaces.rooms)?,
             registration,
             wake: Notify::new(),
             lag: Mutex::default(),
         })
     }
 
+    /// Refuses what two appservices cannot both have.
+    fn check_beside(&self, other: &Self) -> Result<()> {
+        let both = format!("the appservices {} and {}", other.id, self.id);
+        if self.id == other.id
+            || self.registration.as_token == other.registration.as_token
+            || self.sender == other.sender
+        {
+            return Err(Error::internal(format!("{both} share id, as_token or sender_localpart")));
+        }
+        if matches_exclusively(&self.users, other.sender.as_str())
+            || matches_exclusively(&other.users, self.sender.as_str())
+        {
+            return Err(Error::internal(format!(
+                "{both}: one claims the other's sender_localpart exclusively"
+            )));
+        }
+        let (mine, theirs) = (self.registration.namespaces.kinds(), other.registration.namespaces.kinds());
+        for ((kind, mine), (_, theirs)) in mine.into_iter().zip(theirs) {
+            for a in mine.iter().filter(|ns| ns.exclusive) {
+                for b in theirs.iter().filter(|ns| ns.exclusive) {
+                    if registration::overlap(&a.regex, &b.regex) {
+                        return Err(Error::internal(format!(
+                            "{both} claim the same {kind} exclusively: {} and {}",
+                            b.regex, a.regex
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses an appservice that claims the ids which the city issues.
+    fn check_numbers(&self, server_name: &ServerName) -> Result<()> {
+        let numbers = format!("@[pf][0-9]+:{}", regex::escape(server_name.as_str()));
+        let claims = self
+            .registration
+            .namespaces
+            .users
+            .iter()
+            .any(|ns| ns.exclusive && registration::overlap(&ns.regex, &numbers));
+        if claims || is_number(self.sender.localpart()) {
+            return Err(Error::internal(format!(
+                "the appservice {} claims user ids that the city issues, such as p100001",
+                self.id
+            )));
+        }
+        Ok(())
+    }
+
     /// Whether it may act as a user: its own, or one of its namespace.
     pub fn may_act_as(&self, user_id: &UserId) -> bool {
-        self.sender == *user_id || self.users.iter().any(|(_, regex)| regex.is_match(user_id.as_str()))
+        self.is_interested_in_user(user_id.as_str())
     }
 
     /// Whether a user is one that it watches.
     pub fn is_interested_in_user(&self, user_id: &str) -> bool {
-        self.sender == user_id || self.users.iter().any(|(_, regex)| regex.is_match(user_id))
+        self.sender == user_id || matches(&self.users, user_id)
     }
 
-    /// Whether a room is one that it watches by its id.
-    pub fn is_interested_in_room(&self, room_id: &str) -> bool {
-        self.rooms.iter().any(|regex| regex.is_match(room_id))
+    /// Whether an alias is one that it watches.
+    pub fn is_interested_in_alias(&self, alias: &str) -> bool {
+        matches(&self.aliases, alias)
+    }
+
+    /// Whether it watches a room: by the room's id, by an alias, or because one of its users was in it just before the
+    /// position (none: is in it now).
+    pub async fn is_interested_in(
+        &self,
+        server: &Arc<Server>,
+        room_id: &RoomId,
+        before: Option<i64>,
+    ) -> Result<bool> {
+        if matches(&self.rooms, room_id.as_str()) {
+            return Ok(true);
+        }
+        if !self.aliases.is_empty() {
+            let aliases = store::rooms::aliases_of(&mut server.db.read().await?, room_id).await?;
+            if aliases.iter().any(|alias| self.is_interested_in_alias(alias)) {
+                return Ok(true);
+            }
+        }
+        let room = server.live.room(&server.db, room_id).await?;
+        let view = room.current()?;
+        let inside = |event: &crate::rooms::pdu::Event| {
+            event.membership.as_deref() == Some("join")
+                && event.state_key.as_deref().is_some_and(|key| self.is_interested_in_user(key))
+        };
+        match before {
+            Some(order) if order <= view.row.state_version => {
+                Ok(history::state_before(server, &view, order).await?.iter().any(|event| inside(event)))
+            }
+            _ => Ok(view.state.members("join").any(|(_, event)| inside(event))),
+        }
+    }
+}
+
+fn matches(all: &[(bool, regex::Regex)], id: &str) -> bool {
+    all.iter().any(|(_, regex)| regex.is_match(id))
+}
+
+fn matches_exclusively(all: &[(bool, regex::Regex)], id: &str) -> bool {
+    all.iter().any(|(exclusive, regex)| *exclusive && regex.is_match(id))
+}
+
+/// Whether this is a localpart as the city issues them: `p` or `f` and a number (DESIGN 0).
+fn is_number(localpart: &str) -> bool {
+    localpart
+        .strip_prefix(['p', 'f'])
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn told(error: Error) -> String {
+    match error {
+        Error::Refused(refusal) => refusal.message,
+        Error::Internal(source) => source.to_string(),
     }
 }
 
@@ -259,7 +339,7 @@ fn city_registration(config: &Config, keys: &Path, server_name: &ServerName) -> 
         return Ok(stored);
     }
     let registration = Registration {
-        id: "city".to_owned(),
+        id: CITY.to_owned(),
         url,
         as_token: crate::clock::random_token(43),
         hs_token: crate::clock::random_token(43),

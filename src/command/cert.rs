@@ -1,7 +1,12 @@
-//! `heya cert`: terminals' certificates listed, renewed, revoked, and codes for new ones.
+//! `heya cert`: terminals' certificates listed, renewed, revoked, registered, and codes for new ones.
+
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use heya::{config::Config, error::Result};
+use heya::{
+    config::Config,
+    error::{Error, Result},
+};
 use reqwest::Method;
 use serde_json::json;
 
@@ -23,6 +28,32 @@ pub enum Cert {
     Renew {
         /// The number of the terminal, from `heya cert list`.
         terminal: i64,
+    },
+    /// Register a certificate of the city's own CA (tls.client_ca) as a terminal: from then on it is let in.
+    ///
+    /// Either --facility and --label, for a new terminal, or --terminal, where a known terminal's certificate was renewed.
+    Register {
+        /// The certificate, PEM. Never its key.
+        file: PathBuf,
+        /// The number of the facility (事業所番号) that the terminal belongs to.
+        #[arg(long, required_unless_present = "terminal", requires = "label")]
+        facility: Option<i64>,
+        /// What people call the terminal, such as 受付のパソコン. No names of patients.
+        #[arg(long)]
+        label: Option<String>,
+        /// A person's own terminal, which the city has approved (私的端末).
+        #[arg(long)]
+        private: bool,
+        /// The number of a known terminal, from `heya cert list`.
+        #[arg(long, conflicts_with_all = ["facility", "label", "private"])]
+        terminal: Option<i64>,
+    },
+    /// Write the revocation list of Heya's own CA (PEM), for a proxy that checks certificates before Heya.
+    ///
+    /// The same list is open at https://<enrolment>/crl in DER. It is good for a week: write it again every day.
+    Crl {
+        /// The file to write, replaced as one; none: standard output.
+        file: Option<PathBuf>,
     },
     /// Revoke a terminal: its certificates, sessions and connections end at once.
     Revoke {
@@ -47,8 +78,9 @@ pub async fn run(config: &Config, cert: Cert) -> Result<()> {
                 let expires = row["expires"].as_i64().map(heya::audit::day_of).unwrap_or_default();
                 println!(
                     "{:<11}{:<13}{:<12}{:<14}{:<34}{}",
-                    row["terminal"],
-                    row["facility"],
+                    // A JSON number pays no heed to a width.
+                    row["terminal"].to_string(),
+                    row["facility"].to_string(),
                     row["status"].as_str().unwrap_or_default(),
                     expires,
                     row["serial"].as_str().unwrap_or_default(),
@@ -57,6 +89,9 @@ pub async fn run(config: &Config, cert: Cert) -> Result<()> {
             }
         }
         Cert::Issue { login_id } => {
+            if !login_id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+                return Err(Error::internal("a login id is a letter and a number, such as p100001"));
+            }
             let server_name = call(config, Method::GET, "control", None).await?;
             let server_name = server_name["server_name"].as_str().unwrap_or_default().to_owned();
             let path = format!("accounts/@{login_id}:{server_name}/codes");
@@ -68,6 +103,32 @@ pub async fn run(config: &Config, cert: Cert) -> Result<()> {
                 call(config, Method::POST, &format!("terminals/{terminal}/renew"), Some(json!({}))).await?;
             files(config, &answer["files"]);
         }
+        Cert::Register { file, facility, label, private, terminal } => {
+            let certificate = read(&file)?;
+            let body = json!({
+                "certificate": certificate, "terminal": terminal, "facility": facility,
+                "label": label.unwrap_or_default(), "private": private,
+            });
+            let answer = call(config, Method::POST, "terminals/register", Some(body)).await?;
+            let expires = answer["expires"].as_i64().map(heya::audit::day_of).unwrap_or_default();
+            println!(
+                "登録しました。端末: {} 証明書番号: {} 期限: {expires}",
+                answer["terminal"],
+                answer["serial"].as_str().unwrap_or_default()
+            );
+        }
+        Cert::Crl { file } => {
+            let answer = call(config, Method::GET, "crl", None).await?;
+            let pem = answer["pem"].as_str().unwrap_or_default();
+            match file {
+                Some(file) => {
+                    heya::files::replace(&file, pem.as_bytes())
+                        .map_err(|error| Error::internal(format!("{}: {error}", file.display())))?;
+                    println!("失効リストを書きました: {} ({}件)", file.display(), answer["entries"]);
+                }
+                None => print!("{pem}"),
+            }
+        }
         Cert::Revoke { terminal, reason } => {
             let body = json!({"reason": reason});
             let answer =
@@ -76,6 +137,22 @@ pub async fn run(config: &Config, cert: Cert) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A certificate's file. A key stays where it is: it is not even sent to the server.
+fn read(file: &Path) -> Result<String> {
+    const BYTES_MAX: u64 = 32 * 1024;
+    let told = |reason: &str| Error::internal(format!("{}: {reason}", file.display()));
+    let length = std::fs::metadata(file).map_err(|error| told(&error.to_string()))?.len();
+    if length > BYTES_MAX {
+        return Err(told("this file is too long for a certificate"));
+    }
+    let text = std::fs::read(file).map_err(|error| told(&error.to_string()))?;
+    let text = String::from_utf8(text).map_err(|_| told("this is not PEM"))?;
+    if text.contains("PRIVATE KEY") {
+        return Err(told("there is a private key in this file: give the certificate alone"));
+    }
+    Ok(text)
 }
 
 fn files(config: &Config, list: &serde_json::Value) {

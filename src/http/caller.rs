@@ -18,6 +18,7 @@ use crate::{
     config::ClientCertificate,
     error::{Code, Error, Result, forbidden, refuse},
     server::Server,
+    store,
     tls::Presented,
 };
 
@@ -48,7 +49,7 @@ pub struct Peer {
 pub struct Requester {
     /// The account.
     pub user_id: OwnedUserId,
-    /// The device; appservices have none.
+    /// The device; appservices have one only where they say so.
     pub device_id: Option<String>,
     /// The session; appservices have none.
     pub session: Option<Arc<LiveSession>>,
@@ -130,7 +131,7 @@ pub async fn requester(server: &Arc<Server>, parts: &http::request::Parts) -> Re
         })
     };
     match peer.listener {
-        Listener::Internal => appservice(server, parts, token()?, &peer),
+        Listener::Internal => appservice(server, parts, token()?, &peer).await,
         Listener::Enrol => Err(refuse(Code::Unrecognized, "This address is for enrolment only.")),
         Listener::Public => {
             let terminal = terminal(server, &peer)?;
@@ -175,8 +176,9 @@ fn session(
     })
 }
 
-/// An appservice, on the internal listener: as its own user, or as one of its namespace (`?user_id=`).
-fn appservice(
+/// An appservice, on the internal listener: as its own user, or as one of its namespace (`?user_id=`), and there as one of
+/// the user's devices (`?device_id=`; Application Service API, "Identity assertion").
+async fn appservice(
     server: &Arc<Server>,
     parts: &http::request::Parts,
     token: &str,
@@ -199,9 +201,27 @@ fn appservice(
         }
         None => appservice.sender.clone(),
     };
+    if user_id != appservice.sender {
+        let account = store::accounts::account(&mut server.db.read().await?, user_id.as_str()).await?;
+        // Nobody speaks for a person to whom the city has issued an ID, however wide a namespace is.
+        let own = |kind: &str| kind == "appservice" || server.config.policy.open_profile;
+        if !account.is_some_and(|account| account.status == "active" && own(&account.kind)) {
+            return Err(forbidden("The appservice has not registered this user."));
+        }
+        if server.config.policy.rate_limits && appservice.registration.rate_limited.unwrap_or(true) {
+            server.limiter.allow_masqueraded(&user_id, server.now(), &server.config.limits)?;
+        }
+    }
+    let device_id = field("device_id").or_else(|| field("org.matrix.msc3202.device_id"));
+    if let Some(device_id) = &device_id {
+        let devices = store::personal::devices(&mut server.db.read().await?, user_id.as_str()).await?;
+        if !devices.iter().any(|device| device.device_id == *device_id) {
+            return Err(refuse(Code::UnknownDevice, "The user has no device of this id."));
+        }
+    }
     Ok(Requester {
         user_id,
-        device_id: field("device_id").or_else(|| field("org.matrix.msc3202.device_id")),
+        device_id,
         session: None,
         appservice: Some(appservice.id.clone()),
         terminal: None,

@@ -1,6 +1,8 @@
-//! How many requests one session, and one address before login, may make.
+//! How many requests one session, one address before login, and one user of an appservice may make.
 
-use std::{collections::HashMap, net::IpAddr, sync::atomic::Ordering};
+use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::atomic::Ordering};
+
+use ruma::{OwnedUserId, UserId};
 
 use crate::{
     accounts::sessions::LiveSession,
@@ -12,13 +14,14 @@ use crate::{
 /// Login attempts, address checks and the like: one a second over time from one address, forty at once (a facility's
 /// staff come to work behind one address).
 const BEFORE_LOGIN_BURST: f64 = 40.0;
-/// Addresses remembered.
-const ADDRESSES_MAX: usize = 10_000;
+/// Addresses, and users of appservices, remembered.
+const COUNTED_MAX: usize = 10_000;
 
 /// Counts requests.
 #[derive(Default)]
 pub struct Limiter {
     before_login: Mutex<HashMap<IpAddr, (f64, i64)>>,
+    masqueraded: Mutex<HashMap<OwnedUserId, (f64, i64)>>,
 }
 
 impl Limiter {
@@ -39,21 +42,38 @@ impl Limiter {
 
     /// Counts a request from an address that nobody has logged in on, or refuses it.
     pub fn allow_before_login(&self, address: IpAddr, now: i64) -> Result<()> {
-        let mut all = self.before_login.lock();
-        if all.len() >= ADDRESSES_MAX {
-            all.retain(|_, (_, at)| now - *at < 60_000);
-        }
-        let (left, at) = all.entry(address).or_insert((BEFORE_LOGIN_BURST, now));
-        #[expect(clippy::cast_precision_loss, reason = "milliseconds of a minute fit")]
-        let gained = (now - *at).clamp(0, 60_000) as f64 / 1000.0;
-        *left = (*left + gained).min(BEFORE_LOGIN_BURST) - 1.0;
-        *at = now;
-        if *left < 0.0 {
-            *left = 0.0;
-            return Err(too_many(2_000));
-        }
-        Ok(())
+        count(&mut self.before_login.lock(), address, now, 1.0, BEFORE_LOGIN_BURST, 2_000)
     }
+
+    /// Counts a request of a user that an appservice acts as, or refuses it (registration, `rate_limited`).
+    pub fn allow_masqueraded(&self, user_id: &UserId, now: i64, limits: &Limits) -> Result<()> {
+        let (rate, burst) = (f64::from(limits.requests_per_second), f64::from(limits.requests_burst));
+        count(&mut self.masqueraded.lock(), user_id.to_owned(), now, rate, burst, 1_000)
+    }
+}
+
+/// Takes one from an allowance that grows by `rate` a second up to `burst`.
+fn count<K: Eq + Hash>(
+    all: &mut HashMap<K, (f64, i64)>,
+    key: K,
+    now: i64,
+    rate: f64,
+    burst: f64,
+    retry_after_ms: u64,
+) -> Result<()> {
+    if all.len() >= COUNTED_MAX {
+        all.retain(|_, (_, at)| now - *at < 60_000);
+    }
+    let (left, at) = all.entry(key).or_insert((burst, now));
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of a minute fit")]
+    let gained = (now - *at).clamp(0, 60_000) as f64 / 1000.0;
+    *left = (*left + gained * rate).min(burst) - 1.0;
+    *at = now;
+    if *left < 0.0 {
+        *left = 0.0;
+        return Err(too_many(retry_after_ms));
+    }
+    Ok(())
 }
 
 fn too_many(retry_after_ms: u64) -> Error {

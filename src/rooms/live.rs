@@ -73,6 +73,8 @@ pub struct Live {
     users: RwLock<HashMap<OwnedUserId, Arc<LiveUser>>>,
     /// Told after every commit: the followers (push, appservices, search) wait on it.
     pub committed: Notify,
+    /// Told when somebody begins or ceases to type.
+    pub typed: Notify,
 }
 
 /// What the room row says, beside its state.
@@ -256,6 +258,7 @@ impl Live {
             rooms: RwLock::default(),
             users: RwLock::new(users),
             committed: Notify::new(),
+            typed: Notify::new(),
         })
     }
 
@@ -424,6 +427,20 @@ impl Live {
             user.last_volatile.fetch_max(at, Ordering::AcqRel);
             user.wake.notify_waiters();
         }
+        self.typed.notify_waiters();
+    }
+
+    /// Rooms whose typing changed after a volatile counter, with who types in them now.
+    pub fn typing_since(&self, since: u64) -> Vec<(OwnedRoomId, Vec<OwnedUserId>)> {
+        if self.volatile() <= since {
+            return Vec::new();
+        }
+        let rooms = self.rooms.read();
+        rooms
+            .iter()
+            .filter(|(_, room)| room.typing_at.load(Ordering::Acquire) > since)
+            .map(|(room_id, room)| (room_id.clone(), room.typing_users()))
+            .collect()
     }
 }
 

@@ -308,6 +308,8 @@ pub struct Certificate {
     pub revoked_at: Option<i64>,
     /// Why.
     pub reason: Option<String>,
+    /// SHA-256 of the certificate, in hex; none where it was issued before this was kept.
+    pub fingerprint: Option<String>,
 }
 
 /// Makes a terminal.
@@ -355,6 +357,29 @@ pub async fn terminals_of(conn: &mut Conn, user_id: &str) -> Result<Vec<Terminal
     )
 }
 
+/// The terminals of a facility, not those of its people.
+pub async fn terminals_of_facility(conn: &mut Conn, facility: i64, limit: i64) -> Result<Vec<Terminal>> {
+    all!(
+        conn,
+        Terminal,
+        "SELECT id, facility, label, ownership, enrolled_by, last_seen FROM terminals \
+         WHERE facility = $1 AND ownership = 'facility' ORDER BY id LIMIT $2",
+        facility,
+        limit
+    )
+}
+
+/// A certificate by its serial number.
+pub async fn certificate(conn: &mut Conn, serial: &str) -> Result<Option<Certificate>> {
+    one!(
+        conn,
+        Certificate,
+        "SELECT serial, terminal, not_before, not_after, revoked_at, reason, fingerprint FROM certificates \
+         WHERE serial = $1",
+        serial
+    )
+}
+
 /// Whether an account other than this one has a session on the terminal.
 pub async fn terminal_is_shared(conn: &mut Conn, terminal: i64, user_id: &str) -> Result<bool> {
     Ok(one!(
@@ -371,12 +396,14 @@ pub async fn terminal_is_shared(conn: &mut Conn, terminal: i64, user_id: &str) -
 pub async fn insert_certificate(conn: &mut Conn, certificate: &Certificate, now: i64) -> Result<()> {
     run!(
         conn,
-        "INSERT INTO certificates (serial, terminal, not_before, not_after, issued_at) VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO certificates (serial, terminal, not_before, not_after, issued_at, fingerprint) \
+         VALUES ($1, $2, $3, $4, $5, $6)",
         &certificate.serial,
         certificate.terminal,
         certificate.not_before,
         certificate.not_after,
-        now
+        now,
+        &certificate.fingerprint
     )?;
     Ok(())
 }
@@ -386,7 +413,7 @@ pub async fn certificates(conn: &mut Conn) -> Result<Vec<Certificate>> {
     all!(
         conn,
         Certificate,
-        "SELECT serial, terminal, not_before, not_after, revoked_at, reason FROM certificates ORDER BY issued_at, serial"
+        "SELECT serial, terminal, not_before, not_after, revoked_at, reason, fingerprint FROM certificates ORDER BY issued_at, serial"
     )
 }
 
@@ -395,7 +422,7 @@ pub async fn certificates_of(conn: &mut Conn, terminal: i64) -> Result<Vec<Certi
     all!(
         conn,
         Certificate,
-        "SELECT serial, terminal, not_before, not_after, revoked_at, reason FROM certificates \
+        "SELECT serial, terminal, not_before, not_after, revoked_at, reason, fingerprint FROM certificates \
          WHERE terminal = $1 ORDER BY issued_at, serial",
         terminal
     )

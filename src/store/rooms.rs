@@ -394,6 +394,78 @@ pub async fn receipts(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Receipt>>
     .collect()
 }
 
+/// Receipts of all rooms that moved between two positions, in their order.
+pub async fn receipts_between(conn: &mut Conn, after: i64, upto: i64, limit: usize) -> Result<Vec<Receipt>> {
+    all!(
+        conn,
+        (String, String, String, String, String, i64, i64, i64),
+        "SELECT room_id, user_id, kind, thread, event_id, event_order, ts, position FROM receipts \
+         WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3",
+        after,
+        upto,
+        i64::try_from(limit).unwrap_or(i64::MAX)
+    )?
+    .into_iter()
+    .map(|(room_id, user_id, kind, thread, event_id, event_order, ts, position)| {
+        Ok(Receipt {
+            room_id: room_id.try_into()?,
+            user_id: user_id.try_into()?,
+            kind,
+            thread,
+            event_id: event_id.try_into()?,
+            event_order,
+            ts,
+            position,
+        })
+    })
+    .collect()
+}
+
+/// The aliases of a room.
+pub async fn aliases_of(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<String>> {
+    Ok(all!(
+        conn,
+        (String,),
+        "SELECT alias FROM room_aliases WHERE room_id = $1 ORDER BY alias",
+        room_id.as_str()
+    )?
+    .into_iter()
+    .map(|(alias,)| alias)
+    .collect())
+}
+
+/// The room of an alias, and who made the alias.
+pub async fn of_alias(conn: &mut Conn, alias: &str) -> Result<Option<(OwnedRoomId, String)>> {
+    one!(conn, (String, String), "SELECT room_id, creator FROM room_aliases WHERE alias = $1", alias)?
+        .map(|(room_id, creator)| Ok((room_id.try_into()?, creator)))
+        .transpose()
+}
+
+/// Makes an alias; false where it is taken.
+pub async fn add_alias(
+    conn: &mut Conn,
+    alias: &str,
+    room_id: &RoomId,
+    creator: &str,
+    now: i64,
+) -> Result<bool> {
+    Ok(run!(
+        conn,
+        "INSERT INTO room_aliases (alias, room_id, creator, created_at) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (alias) DO NOTHING",
+        alias,
+        room_id.as_str(),
+        creator,
+        now
+    )? > 0)
+}
+
+/// Deletes an alias.
+pub async fn remove_alias(conn: &mut Conn, alias: &str) -> Result<()> {
+    run!(conn, "DELETE FROM room_aliases WHERE alias = $1", alias)?;
+    Ok(())
+}
+
 /// Writes receipts; of several for one place the last counts.
 pub(crate) fn write_receipts(script: &mut Script, list: &[Receipt]) {
     let mut last: Vec<&Receipt> = Vec::with_capacity(list.len());

@@ -17,7 +17,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::files::{self, PEM_BYTES_MAX, bad_file};
-use super::{TlsError, TrustAnchors, issue};
+use super::{TerminalIdentity, TlsError, TrustAnchors, identity, issue};
 
 /// The certificate's file in the keys folder.
 const CERTIFICATE_FILE: &str = "ca.pem";
@@ -133,6 +133,12 @@ impl Ca {
     /// Whether certificates can be issued here.
     pub fn has_key(&self) -> bool {
         self.issuer.is_some()
+    }
+
+    /// Checks a certificate (PEM or DER) that is to be let in: one alone, signed by this CA, for client authentication,
+    /// valid now. The sentences are for whoever asked.
+    pub fn inspect(&self, file: &[u8], now: OffsetDateTime) -> Result<TerminalIdentity, TlsError> {
+        identity::inspect(file, &self.trust_anchors()?, now)
     }
 
     /// This CA as the one that client certificates are judged by.

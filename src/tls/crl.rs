@@ -31,20 +31,30 @@ pub struct Revocation {
     pub serial: Vec<u8>,
     /// When it was revoked.
     pub revoked_at: OffsetDateTime,
-    /// Why.
-    pub reason: RevocationReason,
+    /// Why, where that is known.
+    pub reason: Option<RevocationReason>,
 }
 
 impl Ca {
-    /// Writes a revocation list (PEM) in this CA's name, for others who check our certificates.
-    ///
-    /// Its number is the time, so that a later list always has a higher one without anything being remembered.
+    /// Writes a revocation list in this CA's name, for others who check our certificates, as text.
     pub fn crl(
         &self,
         revoked: &[Revocation],
         now: OffsetDateTime,
         next_update: OffsetDateTime,
     ) -> Result<String, TlsError> {
+        self.crl_der(revoked, now, next_update).map(|der| crl_pem(&der))
+    }
+
+    /// The same in DER, as it travels (RFC 2585).
+    ///
+    /// Its number is the time, so that a later list always has a higher one without anything being remembered.
+    pub fn crl_der(
+        &self,
+        revoked: &[Revocation],
+        now: OffsetDateTime,
+        next_update: OffsetDateTime,
+    ) -> Result<Vec<u8>, TlsError> {
         let number = now.unix_timestamp_nanos().max(1).to_be_bytes();
         let params = CertificateRevocationListParams {
             this_update: now,
@@ -56,13 +66,13 @@ impl Ca {
                 .map(|entry| RevokedCertParams {
                     serial_number: SerialNumber::from_slice(&entry.serial),
                     revocation_time: entry.revoked_at,
-                    reason_code: Some(entry.reason),
+                    reason_code: entry.reason,
                     invalidity_date: None,
                 })
                 .collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        Ok(params.signed_by(self.issuer()?)?.pem()?)
+        Ok(params.signed_by(self.issuer()?)?.der().to_vec())
     }
 
     /// Reads a revocation list from a file; everything said at [`Self::check_crl`] holds.
@@ -78,8 +88,9 @@ impl Ca {
     /// Checks a revocation list (PEM or DER) and gives the serial numbers in it.
     ///
     /// It is taken only if it is complete, signed by this CA's key, not from the future and not older than the
-    /// one in use: a list that says less than the truth would let revoked terminals in again. That its next
-    /// update is overdue is no reason to refuse it (see [`RevokedSerials::is_overdue`]).
+    /// one in use: a list that says less than the truth would let revoked terminals in again. One that has expired
+    /// never replaces one that has not; but where there is no better one it is taken, since a CA that is late must
+    /// not lock the city out (see [`RevokedSerials::is_overdue`]).
     pub fn check_crl(
         &self,
         file: &[u8],
@@ -88,6 +99,11 @@ impl Ca {
     ) -> Result<RevokedSerials, TlsError> {
         check(self.certificate(), file, now, previous).map_err(TlsError::BadCrl)
     }
+}
+
+/// A revocation list as text, as proxies want it.
+pub fn crl_pem(der: &[u8]) -> String {
+    super::issue::pem("X509 CRL", der).to_string()
 }
 
 /// The serial numbers of a revocation list that passed its checks.
@@ -191,6 +207,10 @@ fn check(
         let older = (number.len(), &number) < (previous.number.len(), &previous.number);
         if older || this_update < previous.this_update {
             return Err("it is older than the one in use".to_owned());
+        }
+        let expired = list.next_update().is_some_and(|next| next.to_datetime() < now);
+        if expired && !previous.is_overdue(now) {
+            return Err("it has expired, and the one in use has not".to_owned());
         }
     }
     let entries = &list.tbs_cert_list.revoked_certificates;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use time::OffsetDateTime;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
@@ -135,6 +136,47 @@ pub fn judge(peer_certs: &[CertificateDer<'_>], anchors: &TrustAnchors, now: Off
             Presented::Unknown
         }
     }
+}
+
+/// Checks a certificate that a person wants to have registered.
+pub(super) fn inspect(
+    file: &[u8],
+    anchors: &TrustAnchors,
+    now: OffsetDateTime,
+) -> Result<TerminalIdentity, TlsError> {
+    const UNREADABLE: TlsError = TlsError::Refused("this is not a certificate in PEM or DER");
+    // A DER certificate begins with the tag of a SEQUENCE; PEM is text.
+    let leaf = if file.first() == Some(&0x30) {
+        CertificateDer::from(file.to_vec())
+    } else {
+        if file.windows(11).any(|words| words == b"PRIVATE KEY") {
+            return Err(TlsError::Refused(
+                "there is a private key in this file: give the certificate alone, and keep the key where it is",
+            ));
+        }
+        let mut all = CertificateDer::pem_slice_iter(file);
+        let Some(Ok(leaf)) = all.next() else { return Err(UNREADABLE) };
+        if all.next().is_some() {
+            return Err(TlsError::Refused(
+                "there is more than one certificate in this file: give the terminal's alone",
+            ));
+        }
+        leaf
+    };
+    let identity = read(&leaf).ok_or(UNREADABLE)?;
+    anchors.check(&leaf, unix_time(now)).map_err(|error| {
+        use webpki::Error as E;
+        TlsError::Refused(match error {
+            E::CertExpired { .. } => "this certificate has expired",
+            E::CertNotValidYet { .. } => "this certificate is not valid yet",
+            E::UnknownIssuer | E::InvalidSignatureForPublicKey => {
+                "this certificate was not issued by the CA in tls.client_ca"
+            }
+            E::RequiredEkuNotFoundContext(_) => "this certificate is not for client authentication",
+            _ => "this certificate cannot serve for client authentication",
+        })
+    })?;
+    Ok(identity)
 }
 
 /// Reads what we need of a certificate. Believe it only after [`TrustAnchors::check`].

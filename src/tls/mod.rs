@@ -45,7 +45,7 @@ pub use acceptor::{AcceptError, AskFor, ServerFiles, TlsAcceptor, TlsOptions};
 pub use bundle::{BundleEncoding, pkcs12};
 pub use ca::Ca;
 pub use connections::{ConnectionGuard, Connections};
-pub use crl::{Revocation, RevocationReason, RevokedSerials};
+pub use crl::{Revocation, RevocationReason, RevokedSerials, crl_pem};
 pub use identity::{CertificateState, Presented, TerminalIdentity, TrustAnchors, judge};
 pub use issue::{IssuedCertificate, TerminalSubject};
 pub use mobileconfig::Profile;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::StatusCode;
 use ruma::api::client::device::{
     delete_device::v3 as delete, delete_devices::v3 as delete_many, get_device::v3 as one,
     get_devices::v3 as all, update_device::v3 as update,
@@ -10,10 +11,14 @@ use serde_json::{Value, json};
 
 use super::uia;
 use crate::{
-    accounts::sessions,
+    accounts::{login::check_device, sessions},
     error::{Result, invalid, not_found},
-    http::{caller::Requester, route::Routes},
-    rooms::committer::Hint,
+    http::{
+        caller::Requester,
+        reply,
+        route::{Answer, Routes},
+    },
+    rooms::{batch::Batch, committer::Hint},
     server::Server,
     store,
 };
@@ -35,21 +40,20 @@ pub fn routes(routes: Routes) -> Routes {
             if request.display_name.as_ref().is_some_and(|name| name.chars().count() > 100) {
                 return Err(invalid("A device's name has at most 100 characters."));
             }
-            let renamed = server
+            let (device_id, name) = (request.device_id.to_string(), request.display_name);
+            if who.appservice.is_some() {
+                check_device(Some(&device_id), name.as_deref())?;
+            }
+            let changed = server
                 .commit(Hint::default(), move |batch| {
-                    Box::pin(async move {
-                        let conn = batch.sql().await?;
-                        store::personal::rename_device(
-                            conn,
-                            who.user_id.as_str(),
-                            request.device_id.as_str(),
-                            request.display_name.as_deref(),
-                        )
-                        .await
-                    })
+                    Box::pin(async move { put(batch, &who, &device_id, name.as_deref()).await })
                 })
                 .await?;
-            if renamed { Ok(json!({}).into()) } else { Err(not_found("No such device.")) }
+            match changed {
+                Put::Renamed => Ok(json!({}).into()),
+                Put::Made => Ok(Answer::Response(reply::json(StatusCode::CREATED, "{}"))),
+                Put::Unknown => Err(not_found("No such device.")),
+            }
         })
         .raw::<delete::Request, Requester, _, _>(|server, who, request| async move {
             let devices = vec![request.device_id.to_string()];
@@ -66,6 +70,27 @@ pub fn routes(routes: Routes) -> Routes {
         })
 }
 
+/// What `PUT /devices/{deviceId}` did.
+enum Put {
+    Renamed,
+    Made,
+    Unknown,
+}
+
+/// Renames a device. Appservices make theirs this way: their users have no log-in to make one.
+async fn put(batch: &mut Batch, who: &Requester, device_id: &str, name: Option<&str>) -> Result<Put> {
+    let (now, user_id) = (batch.now, who.user_id.as_str());
+    if store::personal::rename_device(batch.sql().await?, user_id, device_id, name).await? {
+        return Ok(Put::Renamed);
+    }
+    if who.appservice.is_none() {
+        return Ok(Put::Unknown);
+    }
+    sessions::check_room_for_device(batch, &who.user_id, device_id).await?;
+    store::personal::put_device(batch.sql().await?, user_id, device_id, name, now).await?;
+    Ok(Put::Made)
+}
+
 async fn devices(server: &Server, who: &Requester) -> Result<Vec<Value>> {
     let list = store::personal::devices(&mut server.db.read().await?, who.user_id.as_str()).await?;
     Ok(list
@@ -77,11 +102,7 @@ async fn devices(server: &Server, who: &Requester) -> Result<Vec<Value>> {
         .collect())
 }
 
-async fn end(
-    server: &Arc<Server>,
-    who: Requester,
-    devices: Vec<String>,
-) -> Result<crate::http::route::Answer> {
+async fn end(server: &Arc<Server>, who: Requester, devices: Vec<String>) -> Result<Answer> {
     let sessions = Arc::clone(&server.sessions);
     let entry = who.entry(server.now(), "device.delete");
     server

@@ -21,6 +21,7 @@ mod register;
 mod rooms;
 mod search;
 mod sync;
+mod thirdparty;
 mod uia;
 mod user;
 mod versions;
@@ -44,6 +45,7 @@ pub fn routes() -> Routes {
         push::routes,
         search::routes,
         appservice::routes,
+        thirdparty::routes,
     ] {
         routes = add(routes);
     }

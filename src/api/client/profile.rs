@@ -65,9 +65,11 @@ async fn read(server: &Arc<Server>, call: &Call) -> Result<Map<String, Value>> {
     if !related {
         return Err(unknown());
     }
-    let profile = store::personal::profile(&mut server.db.read().await?, user_id.as_str())
-        .await?
-        .ok_or_else(unknown)?;
+    let mut profile = store::personal::profile(&mut server.db.read().await?, user_id.as_str()).await?;
+    if profile.is_none() && server.appservices.ask_user(user_id).await {
+        profile = store::personal::profile(&mut server.db.read().await?, user_id.as_str()).await?;
+    }
+    let profile = profile.ok_or_else(unknown)?;
     let mut answer = Map::new();
     if let Some(name) = profile.display_name {
         answer.insert("displayname".to_owned(), name.into());

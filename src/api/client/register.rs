@@ -156,8 +156,12 @@ async fn by_appservice(
     }
     let name = request.username.clone().unwrap_or_default();
     let user_id = parse_name(server, &name)?;
-    if !appservice.may_act_as(&user_id) {
-        return Err(refuse(Code::Exclusive, "This name is outside the appservice's namespace."));
+    let kept = server.appservices.is_exclusive(&user_id, Some(&appservice.id));
+    if !appservice.may_act_as(&user_id) || kept || server.appservices.is_the_citys(&user_id) {
+        return Err(refuse(
+            Code::Exclusive,
+            "This name is outside the appservice's namespace, or another's.",
+        ));
     }
     if store::accounts::account(&mut server.db.read().await?, user_id.as_str()).await?.is_some() {
         return Err(refuse(Code::UserInUse, "This name is taken."));
@@ -184,7 +188,7 @@ async fn free_name(server: &Server, name: &str) -> Result<ruma::OwnedUserId> {
     if guests::is_guest_name(user_id.localpart()) {
         return Err(refuse(Code::Exclusive, "This name is kept for guests."));
     }
-    if server.appservices.is_exclusive(&user_id) {
+    if server.appservices.is_exclusive(&user_id, None) || server.appservices.is_the_citys(&user_id) {
         return Err(refuse(Code::Exclusive, "This name is kept for an appservice."));
     }
     if store::accounts::account(&mut server.db.read().await?, user_id.as_str()).await?.is_some() {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use ruma::api::client::{discovery, thirdparty::get_protocols, voip::get_turn_server_info};
+use ruma::api::client::{discovery, voip::get_turn_server_info};
 use serde_json::json;
 
 use crate::{
     config::{Encryption, Registration},
-    error::{Result, forbidden, not_found},
+    error::{Result, forbidden},
     http::{
         caller::{self, Peer, Requester},
         route::{Answer, Call, Routes},
@@ -51,17 +51,10 @@ pub fn routes(routes: Routes) -> Routes {
             .into())
         })
         .raw::<get_turn_server_info::v3::Request, Requester, _, _>(|_, _, _| async { Ok(json!({}).into()) })
-        .endpoint::<get_protocols::v3::Request, Requester, _, _>(|_, _, _| async {
-            Ok(get_protocols::v3::Response::new(std::collections::BTreeMap::new()))
-        })
         .at(http::Method::GET, "/_matrix/client/v3/rooms/{roomId}/initialSync", peek)
         .at(http::Method::GET, "/_matrix/client/v3/events", peek)
         .at(http::Method::GET, "/_matrix/client/v1/auth_metadata", |_, _| async {
             Err(crate::error::refuse(crate::error::Code::Unrecognized, "This server has no OAuth 2.0 API yet."))
-        })
-        .at(http::Method::GET, "/_matrix/client/v3/thirdparty/protocol/{protocol}", |server, call| async move {
-            caller::requester(&server, &call.parts).await?;
-            Err(not_found("No such protocol."))
         })
 }
 

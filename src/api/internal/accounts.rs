@@ -56,13 +56,19 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::POST, "/_heya/v1/accounts/search", search)
         .at(Method::POST, "/_heya/v1/accounts", issue)
         .at(Method::POST, "/_heya/v1/accounts/{user_id}/codes", |server, call| async move {
+            city(&server, &call)?;
             let (user_id, letterhead) = (user(&call)?, Letterhead::of(&server));
+            let issues = super::terminals::issues(&server);
             once(server, call, |_: &Acting| Hint::default(), move |batch, _, acting| {
                 Box::pin(async move {
                     let account = store::accounts::account(batch.reading(), user_id.as_str())
                         .await?
                         .filter(|account| account.status != "ended" && account.facility.is_some())
                         .ok_or_else(|| not_found("There is no such account."))?;
+                    // For a further terminal a code fetches a certificate, which only Heya's own CA makes.
+                    if account.password_own {
+                        issues?;
+                    }
                     let name = account.display_name.unwrap_or_default();
                     // Before the first enrolment the code stands beside the initial password, later beside one's own.
                     let sheet =

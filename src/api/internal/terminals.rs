@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 
 use super::{accounts::user, city, once};
 use crate::{
-    accounts::terminals,
-    error::{Error, Result, invalid},
+    accounts::terminals::{self, Place},
+    error::{Error, Result, forbidden, invalid},
     http::route::{Answer, Call, Routes},
     rooms::committer::Hint,
     server::Server,
     store::{self, accounts::Terminal},
+    tls,
 };
 
 /// Adds the routes.
@@ -49,6 +50,12 @@ pub fn routes(routes: Routes) -> Routes {
             .await
         })
         .at(Method::POST, "/_heya/v1/terminals/{terminal}/renew", renew)
+        .at(Method::POST, "/_heya/v1/terminals/register", register)
+        .at(Method::GET, "/_heya/v1/crl", |server, call| async move {
+            city(&server, &call)?;
+            let list = terminals::own_list(&server).await?;
+            Ok(json!({"pem": tls::crl_pem(&list.der), "entries": list.entries}).into())
+        })
 }
 
 #[derive(Deserialize)]
@@ -68,7 +75,11 @@ async fn answer(server: &Server, list: Vec<Terminal>) -> Result<Answer> {
     for terminal in list {
         let newest = store::accounts::certificates_of(&mut conn, terminal.id).await?.pop();
         let status = match &newest {
-            Some(certificate) if certificate.revoked_at.is_some() => "revoked",
+            Some(certificate)
+                if certificate.revoked_at.is_some() || server.terminals.is_listed(&certificate.serial) =>
+            {
+                "revoked"
+            }
             Some(certificate) if certificate.not_after < now => "expired",
             Some(_) => "valid",
             None => "none",
@@ -83,9 +94,72 @@ async fn answer(server: &Server, list: Vec<Terminal>) -> Result<Answer> {
     Ok(json!({"terminals": rows}).into())
 }
 
+/// Refuses what needs a CA of Heya's own.
+pub(super) fn issues(server: &Server) -> Result<()> {
+    if server.ca.has_key() {
+        return Ok(());
+    }
+    Err(forbidden(
+        "The certificates are issued by the city's own CA (tls.client_ca): have it issue one, then register it with \
+         `heya cert register` (電子証明書は市の認証局が発行します。発行されたものを登録してください).",
+    ))
+}
+
+#[derive(Deserialize)]
+struct Register {
+    certificate: String,
+    #[serde(default)]
+    terminal: Option<i64>,
+    #[serde(default)]
+    facility: Option<i64>,
+    #[serde(default)]
+    label: String,
+    #[serde(default)]
+    private: bool,
+}
+
+/// Registers a certificate of the city's own CA: as a new terminal of a facility, or as a known terminal's next one.
+async fn register(server: Arc<Server>, call: Call) -> Result<Answer> {
+    city(&server, &call)?;
+    if server.ca.has_key() {
+        return Err(forbidden(
+            "Heya issues the certificates of this city itself, at enrolment: only those of another CA (tls.client_ca) \
+             are registered (この市の電子証明書は端末の登録で発行されます).",
+        ));
+    }
+    let (ca, registry) = (Arc::clone(&server.ca), Arc::clone(&server.terminals));
+    once(
+        server,
+        call,
+        |_: &Register| Hint::default(),
+        move |batch, body, acting| {
+            Box::pin(async move {
+                let shown = ca
+                    .inspect(body.certificate.as_bytes(), terminals::at(batch.now))
+                    .map_err(|error| invalid(format!("{error}.")))?;
+                let place = match (body.terminal, body.facility) {
+                    (Some(terminal), None) => Place::Known(terminal),
+                    (None, Some(facility)) => {
+                        Place::New { facility, label: body.label, private: body.private }
+                    }
+                    _ => return Err(invalid("Either terminal or facility is needed, and not both.")),
+                };
+                let terminal = terminals::register(batch, &registry, &shown, place, &acting).await?;
+                Ok(json!({
+                    "terminal": terminal, "serial": tls::hex(&shown.serial),
+                    "expires": shown.not_after.unix_timestamp() * 1000,
+                }))
+            })
+        },
+    )
+    .await
+}
+
 /// A new certificate with a new key for a terminal, as files in the data folder for the command that asked
 /// (`heya cert renew`); the old certificate goes on until it expires or is revoked.
 async fn renew(server: Arc<Server>, call: Call) -> Result<Answer> {
+    city(&server, &call)?;
+    issues(&server)?;
     let terminal = number(&call)?;
     let (ca, registry) = (Arc::clone(&server.ca), Arc::clone(&server.terminals));
     let (server_name, days) = (server.name.to_string(), server.config.tls.client_days);
@@ -98,7 +172,7 @@ async fn renew(server: Arc<Server>, call: Call) -> Result<Answer> {
                 .ok_or_else(|| crate::error::not_found("No such terminal."))?;
             let issued = ca
                 .issue(
-                    &crate::tls::TerminalSubject {
+                    &tls::TerminalSubject {
                         common_name: format!("Heya terminal {terminal}"),
                         terminal,
                         facility: found.facility,
@@ -109,9 +183,9 @@ async fn renew(server: Arc<Server>, call: Call) -> Result<Answer> {
                 )
                 .map_err(|error| Error::internal(error.to_string()))?;
             let password = crate::clock::readable_code(12);
-            let p12 = crate::tls::pkcs12(&issued, crate::tls::BundleEncoding::Modern, &password)
+            let p12 = tls::pkcs12(&issued, tls::BundleEncoding::Modern, &password)
                 .map_err(|error| Error::internal(error.to_string()))?;
-            let serial = crate::tls::hex(&issued.serial);
+            let serial = tls::hex(&issued.serial);
             let name = format!("terminal-{terminal}-{}", &serial[..8]);
             crate::files::write_private(&folder.join(format!("{name}.p12")), &p12)?;
             crate::files::write_private(&folder.join(format!("{name}.password")), password.as_bytes())?;

@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use super::{Common, field, fields, page, redirect, render, sentence};
 use crate::{
     accounts::{
-        enrol::{self, Choice, Enrolment},
+        enrol::{self, Choice, Enrolment, Finished},
         passwords,
     },
     error::{Error, Result, forbidden, invalid},
@@ -17,6 +17,7 @@ use crate::{
         route::{Answer, Call, Routes},
     },
     server::Server,
+    store,
     tls::{BundleEncoding, Profile, pkcs12},
 };
 
@@ -27,8 +28,14 @@ page!(PasswordPage, "enrol_password.html" {
     display_name: String,
     rules: Vec<String>,
     further_terminal: bool,
+    issues_certificates: bool,
     terminal_label: String,
     private: bool,
+});
+page!(OutsideDonePage, "enrol_done_outside.html" {
+    display_name: String,
+    terminals: Vec<ListedTerminal>,
+    login_url: &'a str,
 });
 page!(DonePage, "enrol_done.html" {
     display_name: String,
@@ -50,7 +57,7 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::POST, "/enrol", begin)
         .at(Method::GET, "/enrol/password", |server, call| async move {
             match session(&server, &call) {
-                Some(enrolment) if enrolment.bundle().is_some() => Ok(redirect("/enrol/done")),
+                Some(enrolment) if enrolment.finished().is_some() => Ok(redirect("/enrol/done")),
                 Some(enrolment) => password(&server, &enrolment, None, "", false),
                 None => Ok(redirect("/enrol")),
             }
@@ -135,6 +142,7 @@ fn password(
         enrolment.display_name.clone(),
         rules,
         enrolment.further,
+        server.ca.has_key(),
         label.to_owned(),
         private,
     );
@@ -166,7 +174,19 @@ async fn finish(server: Arc<Server>, mut call: Call) -> Result<Answer> {
 
 async fn done(server: Arc<Server>, call: Call) -> Result<Answer> {
     let Some(enrolment) = session(&server, &call) else { return Ok(redirect("/enrol")) };
-    let Some(bundle) = enrolment.bundle() else { return Ok(redirect("/enrol/password")) };
+    let bundle = match enrolment.finished() {
+        Some(Finished::Certificate(bundle)) => bundle,
+        Some(Finished::Password) => {
+            let page = OutsideDonePage::new(
+                Common::of(&server),
+                enrolment.display_name.clone(),
+                listed(&server, &enrolment).await?,
+                &server.config.server.public_url,
+            );
+            return render(StatusCode::OK, &page);
+        }
+        None => return Ok(redirect("/enrol/password")),
+    };
     let page = DonePage::new(
         Common::of(&server),
         enrolment.display_name.clone(),
@@ -178,6 +198,42 @@ async fn done(server: Arc<Server>, call: Call) -> Result<Answer> {
         &server.config.server.public_url,
     );
     render(StatusCode::OK, &page)
+}
+
+/// A terminal that is ready for whoever has just enrolled.
+pub(super) struct ListedTerminal {
+    label: String,
+    number: i64,
+    serial: String,
+    until: String,
+}
+
+/// Terminals shown at most.
+const LISTED_MAX: i64 = 50;
+
+/// The terminals of the person's facility that have a good certificate; those of single people are theirs to know.
+async fn listed(server: &Server, enrolment: &Enrolment) -> Result<Vec<ListedTerminal>> {
+    let mut conn = server.db.read().await?;
+    let account = store::accounts::account(&mut conn, enrolment.user_id.as_str()).await?;
+    let Some(facility) = account.and_then(|account| account.facility) else { return Ok(Vec::new()) };
+    let mut listed = Vec::new();
+    for terminal in store::accounts::terminals_of_facility(&mut conn, facility, LISTED_MAX).await? {
+        let newest = store::accounts::certificates_of(&mut conn, terminal.id).await?.pop();
+        let good = newest.filter(|one| {
+            one.revoked_at.is_none()
+                && one.not_after >= server.now()
+                && !server.terminals.is_listed(&one.serial)
+        });
+        if let Some(certificate) = good {
+            listed.push(ListedTerminal {
+                label: terminal.label,
+                number: terminal.id,
+                serial: certificate.serial,
+                until: crate::audit::day_of(certificate.not_after),
+            });
+        }
+    }
+    Ok(listed)
 }
 
 async fn download(server: Arc<Server>, call: Call, encoding: BundleEncoding) -> Result<Answer> {

@@ -7,7 +7,7 @@ use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 
 use crate::{
-    accounts::terminals::Standing,
+    accounts::terminals::{self, Standing},
     config::Link,
     error::{Error, Result},
     http::route::{Answer, Call, Routes, form},
@@ -87,6 +87,7 @@ pub fn enrol_routes() -> Routes {
                 &HelpPage::new(Common::of(&server), &server.config.server.public_url, enrol_url(&server)),
             )
         })
+        .at(http::Method::GET, "/crl", crl)
         .at(http::Method::GET, "/_heya/style.css", style)
         .at(http::Method::GET, "/_heya/icon.svg", icon);
     mail::routes(enrol::routes(routes))
@@ -97,6 +98,17 @@ pub async fn style(_: Arc<Server>, _: Call) -> Result<Answer> {
     let mut response = Response::new(STYLE.into());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/css; charset=utf-8"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=3600"));
+    Ok(Answer::Response(response))
+}
+
+/// The revocation list of Heya's own CA (RFC 2585, section 4.2), open as such lists are: it holds numbers and times.
+async fn crl(server: Arc<Server>, _: Call) -> Result<Answer> {
+    let list = terminals::own_list(&server).await?;
+    let mut response = Response::new(list.der.to_vec().into());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/pkix-crl"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=60"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(Answer::Response(response))
 }
 
@@ -131,6 +143,13 @@ pub fn not_found(server: &Server) -> Result<Answer> {
 fn help_url(server: &Server) -> String {
     format!("{}/help", server.config.enrol_url())
 }
+
+/// What to do where the certificates are those of a CA of the city's own.
+const OUTSIDE_STEPS: &[&str] = &[
+    "ブラウザの画面をすべて閉じてから開き直し、証明書の選択画面で、市が配布した電子証明書を選んでください。",
+    "電子証明書は市が端末に入れ、このシステムに登録します。登録が済んでいない電子証明書と、有効期限の切れた電子証明書では使えません。",
+    "正しい電子証明書を選んでも表示されるときや、電子証明書がないときは、下の窓口に連絡してください。事業所の名前と端末の名前をお伝えください。",
+];
 
 /// The page that tells the state of a certificate, with the city desk's contact.
 pub fn refused(server: &Server, standing: Standing) -> Result<Answer> {
@@ -189,6 +208,8 @@ pub fn refused(server: &Server, standing: Standing) -> Result<Answer> {
             ],
         ),
     };
+    // Nobody fetches a certificate from Heya where the city hands them out itself.
+    let steps = if server.ca.has_key() || standing == Standing::Revoked { steps } else { OUTSIDE_STEPS };
     render(
         StatusCode::FORBIDDEN,
         &RefusedPage::new(
@@ -233,6 +254,9 @@ pub fn redirect(path: &'static str) -> Answer {
 
 /// The fields of a posted form, at most 16 KiB. A form of another origin is refused.
 pub(super) async fn fields(server: &Server, call: &mut Call) -> Result<Vec<(String, String)>> {
+    // Read before anything is refused: a connection that is closed with a body unread may lose the answer.
+    let time = std::time::Duration::from_secs(server.config.limits.request_seconds);
+    let body = crate::http::route::read(call.take_body(), 16 * 1024, time).await?;
     if let Some(origin) = call.parts.headers.get(header::ORIGIN) {
         let host = call.parts.headers.get(header::HOST).and_then(|h| h.to_str().ok());
         let host = host.or_else(|| call.parts.uri.authority().map(http::uri::Authority::as_str));
@@ -241,8 +265,6 @@ pub(super) async fn fields(server: &Server, call: &mut Call) -> Result<Vec<(Stri
             return Err(crate::error::forbidden("ほかのページからは送信できません。"));
         }
     }
-    let time = std::time::Duration::from_secs(server.config.limits.request_seconds);
-    let body = crate::http::route::read(call.take_body(), 16 * 1024, time).await?;
     Ok(form(&String::from_utf8_lossy(&body)))
 }
 

@@ -3,7 +3,11 @@
 use super::*;
 
 fn revocation(serial: &[u8]) -> Revocation {
-    Revocation { serial: serial.to_vec(), revoked_at: NOW - DAY, reason: RevocationReason::KeyCompromise }
+    Revocation {
+        serial: serial.to_vec(),
+        revoked_at: NOW - DAY,
+        reason: Some(RevocationReason::KeyCompromise),
+    }
 }
 
 fn refusal(result: Result<RevokedSerials, TlsError>) -> String {
@@ -68,6 +72,11 @@ fn an_older_list_never_replaces_a_newer_one() {
     assert!(refusal(ca.check_crl(older.as_bytes(), NOW, Some(&newer))).contains("older"));
     assert!(ca.check_crl(list(NOW).as_bytes(), NOW, Some(&newer)).is_ok());
     assert!(ca.check_crl(list(NOW + Duration::SECOND).as_bytes(), NOW, Some(&newer)).is_ok());
+    // Neither does an expired one, unless the one in use has expired too.
+    let expired = ca.crl(&[], NOW + Duration::HOUR, NOW + Duration::HOUR * 2).unwrap();
+    let told = refusal(ca.check_crl(expired.as_bytes(), NOW + Duration::HOUR * 3, Some(&newer)));
+    assert!(told.contains("expired"), "{told}");
+    assert!(ca.check_crl(expired.as_bytes(), NOW + DAY * 2, Some(&newer)).is_ok());
 }
 
 #[test]

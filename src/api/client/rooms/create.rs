@@ -3,23 +3,25 @@
 use std::sync::Arc;
 
 use ruma::{
-    CanonicalJsonObject, RoomVersionId,
+    CanonicalJsonObject, RoomAliasId, RoomVersionId,
     api::client::room::{Visibility, create_room::v3 as create},
 };
 use serde_json::{Value, json};
 
 use crate::{
-    api::client::content_of,
+    api::client::{content_of, directory},
     error::{Code, Result, forbidden, invalid, refuse},
     http::{
         caller::Requester,
         route::{Answer, Routes},
     },
     rooms::{
+        append::Intent,
         committer::Hint,
         create::{self as making, NewRoom},
     },
     server::Server,
+    store,
 };
 
 /// Adds the routes.
@@ -37,8 +39,17 @@ async fn create_room(server: Arc<Server>, who: Requester, request: create::Reque
             "People are invited by their user id: this server knows no identity server.",
         ));
     }
-    if request.room_alias_name.is_some() {
-        return Err(invalid("Room aliases are not offered."));
+    let alias = match &request.room_alias_name {
+        Some(name) => {
+            let alias = RoomAliasId::parse(format!("#{name}:{}", server.name))
+                .map_err(|_| invalid("room_alias_name is not the part of an alias between # and :."))?;
+            directory::may_make(&server, &who, &alias)?;
+            Some(alias)
+        }
+        None => None,
+    };
+    for target in request.invite.iter().take(300) {
+        super::members::asked_for(&server, target).await?;
     }
     let name_too_long = request.name.as_ref().is_some_and(|name| name.chars().count() > 255);
     if name_too_long || request.topic.as_ref().is_some_and(|topic| topic.len() > 10_000) {
@@ -89,7 +100,20 @@ async fn create_room(server: Arc<Server>, who: Requester, request: create::Reque
             Box::pin(async move {
                 room.kind = making::check_policy(batch, &room, &city_user)?;
                 room.is_direct |= room.kind == "direct";
+                let creator = room.creator.clone();
                 let room_id = making::create(batch, room).await?;
+                if let Some(alias) = alias {
+                    let now = batch.now;
+                    let conn = batch.sql().await?;
+                    let made = store::rooms::add_alias(conn, alias.as_str(), &room_id, creator.as_str(), now);
+                    if !made.await? {
+                        return Err(refuse(Code::RoomInUse, "There is a room of this alias already."));
+                    }
+                    let content = json!({"alias": alias});
+                    batch
+                        .append(Intent::state(&room_id, &creator, "m.room.canonical_alias", "", content)?)
+                        .await?;
+                }
                 batch.audit(crate::audit::Entry { room_id: room_id.to_string(), ..entry });
                 Ok(room_id)
             })

@@ -14,7 +14,8 @@ use ruma::{
 use serde_json::json;
 
 use crate::{
-    error::{Code, Result, forbidden, invalid, not_found, refuse},
+    api::client::directory::resolve,
+    error::{Code, Result, forbidden, invalid, refuse},
     http::{
         caller::Requester,
         route::{Answer, Routes},
@@ -37,6 +38,7 @@ pub fn routes(routes: Routes) -> Routes {
                 return Err(refuse(Code::ThreepidNotFound, "People are invited by their user id: this server knows no identity server."));
             };
             let (target, reason) = (recipient.user_id, recipient.reason);
+            known(&server, &who, &request.room_id, &target).await?;
             change(&server, &who, request.room_id, "member.invite", target.clone(), move |batch, room_id, sender| {
                 Box::pin(async move { member::invite(batch, room_id, sender, &target, reason.as_deref()).await })
             })
@@ -46,8 +48,10 @@ pub fn routes(routes: Routes) -> Routes {
             joined(&server, &who, request.room_id, request.reason).await
         })
         .raw::<join_any::Request, Requester, _, _>(|server, who, request| async move {
-            let room_id = OwnedRoomId::try_from(request.room_id_or_alias)
-                .map_err(|_| not_found("There is no room of this alias."))?;
+            let room_id = match OwnedRoomId::try_from(request.room_id_or_alias) {
+                Ok(room_id) => room_id,
+                Err(alias) => resolve(&server, &who, &alias).await?,
+            };
             joined(&server, &who, room_id, request.reason).await
         })
         .raw::<leave::Request, Requester, _, _>(|server, who, request| async move {
@@ -136,6 +140,7 @@ pub(super) async fn by_state(
             .await?
         }
         "invite" => {
+            known(server, who, &room_id, &target).await?;
             change(
                 server,
                 who,
@@ -199,6 +204,23 @@ pub(super) async fn by_state(
     };
     let event_id = server.live.membership(&target, &room).map(|m| m.event_id);
     Ok(json!({"event_id": event_id}).into())
+}
+
+/// An invitation to somebody unknown may be to a user that an appservice makes when it is asked.
+async fn known(server: &Arc<Server>, who: &Requester, room_id: &RoomId, target: &UserId) -> Result<()> {
+    if server.live.is_joined(&who.user_id, room_id) {
+        asked_for(server, target).await?;
+    }
+    Ok(())
+}
+
+/// Asks the appservice whose namespace an unknown user is in.
+pub(super) async fn asked_for(server: &Arc<Server>, user_id: &UserId) -> Result<()> {
+    let account = store::accounts::account(&mut server.db.read().await?, user_id.as_str()).await?;
+    if account.is_none() {
+        server.appservices.ask_user(user_id).await;
+    }
+    Ok(())
 }
 
 async fn closed(server: &Arc<Server>, room_id: &RoomId) -> Result<bool> {
