@@ -63,8 +63,14 @@ pub(crate) fn insert(script: &mut Script, pending: &Pending) {
         },
         ""
     );
-    let edges: Vec<_> =
-        pending.events.iter().flat_map(|e| e.prev_events.iter().map(move |prev| (e, prev))).collect();
+    // An event on the line follows the one before it in the room; only a join of several heads says more than that. A row
+    // for every event would be one more index page to write for each.
+    let edges: Vec<_> = pending
+        .events
+        .iter()
+        .filter(|e| e.prev_events.len() > 1)
+        .flat_map(|e| e.prev_events.iter().map(move |prev| (e, prev)))
+        .collect();
     queue_many!(
         script,
         "INSERT INTO event_edges (event_id, prev_id) ",
