@@ -100,6 +100,8 @@ async fn write_part(config: &Config, part: &Path) -> Result<Manifest> {
             return Err(Error::internal(format!("the medium {sha256} is damaged on the disk")));
         }
     }
+    // The only papers that a purge leaves.
+    copy_tree(&data.join("certificates"), &part.join("certificates"))?;
     let manifest = Manifest { server_name, position, blobs: blobs.len(), databases };
     crate::files::write_private(
         &part.join("manifest.json"),
@@ -138,6 +140,7 @@ pub async fn restore(config: &Config, folder: &Path) -> Result<Manifest> {
     crate::files::private_folder(data)?;
     let _lock = crate::files::lock(&data.join("lock"))?;
     copy_tree(&folder.join("media"), &data.join("media"))?;
+    copy_tree(&folder.join("certificates"), &data.join("certificates"))?;
     let heads = folder.join("audit").join("heads");
     if heads.exists() {
         copy(&heads, &data.join("audit").join("heads"))?;

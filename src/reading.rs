@@ -18,7 +18,7 @@ use crate::{
 
 /// How long a look counts.
 const HOUR_MS: i64 = 3_600_000;
-/// Looks remembered; beyond it the oldest are written again when they recur.
+/// Looks remembered; beyond it every look is logged.
 const LOOKS_MAX: usize = 200_000;
 /// Marks written in one unit.
 const MARKS_MAX: usize = 500;
@@ -83,9 +83,6 @@ async fn record(
         }
         if looks.len() >= LOOKS_MAX {
             looks.retain(|_, seen| now - seen.logged_at < HOUR_MS || seen.unsaved > 0);
-            if looks.len() >= LOOKS_MAX {
-                looks.clear();
-            }
         }
     }
     let entry = audit::Entry {
@@ -102,6 +99,10 @@ async fn record(
         })
         .await?;
     let mut looks = server.looks.0.lock();
+    if looks.len() >= LOOKS_MAX && !looks.contains_key(&key) {
+        // Not remembered: the next look of this one is logged again.
+        return Ok(());
+    }
     let seen = looks.entry(key).or_insert(Seen { logged_at: now, last_at: now, upto, unsaved: 0 });
     *seen = Seen { logged_at: now, last_at: now, upto: seen.upto.max(upto), unsaved: seen.unsaved + 1 };
     Ok(())

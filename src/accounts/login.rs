@@ -268,8 +268,10 @@ pub async fn confirm_password(
     server: &Arc<Server>,
     user_id: &UserId,
     password: &str,
-    terminal: Option<i64>,
+    known: Option<&Known>,
+    address: std::net::IpAddr,
 ) -> Result<bool> {
+    let terminal = known.map(|known| known.terminal);
     let id = typed(server, user_id.localpart());
     let now = server.now();
     let account = store::accounts::account(&mut server.db.read().await?, user_id.as_str()).await?;
@@ -281,8 +283,16 @@ pub async fn confirm_password(
             && hash.is_some();
     if right {
         server.lockout.succeeded(&id, terminal);
-    } else {
-        server.lockout.failed(&id, terminal, now);
+    } else if server.lockout.failed(&id, terminal, now) {
+        let attempt = Attempt {
+            id: id.clone(),
+            password: String::new(),
+            terminal: known.cloned(),
+            device_id: None,
+            device_name: None,
+            address,
+        };
+        record_failure(server, &attempt, &id, true).await?;
     }
     Ok(right)
 }

@@ -88,12 +88,13 @@ async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
             format!("{} ({})", entry.name, entry.actor)
         };
         println!(
-            "{:>6} {} {who} {} {} 端末{} {} {} {}",
+            "{:>6} {} {who} {} {} 端末{} 証明書{} {} {} {}",
             row.seq,
             written_time(entry.at),
             entry.action,
             entry.result,
             entry.terminal.map_or_else(|| "-".to_owned(), |t| t.to_string()),
+            entry.certificate.as_deref().unwrap_or("-"),
             entry.address.as_deref().unwrap_or("-"),
             entry.target,
             entry.detail,

@@ -132,6 +132,7 @@ pub async fn change_members(
         // Whoever looks in by emergency access is no member yet, and stays when that ends.
         let now = batch.now;
         let looking = present.as_str() == "join"
+            && batch.room(room_id).await?.row.status == "open"
             && store::life::accesses(batch.reading(), Some(room_id))
                 .await?
                 .iter()

@@ -68,6 +68,8 @@ pub async fn archive(batch: &mut Batch, city: &UserId, room_id: &RoomId) -> Resu
     let row = &mut batch.room_mut(room_id).await?.row;
     row.status = "archived".to_owned();
     row.archived_at = Some(now);
+    // A room that was closed before this was recorded counts from here.
+    row.closed_at.get_or_insert(now);
     Ok(Some(inside.len()))
 }
 
@@ -205,7 +207,7 @@ pub async fn begin_purge(
         return Err(refuse(Code::Held, "A legal hold stands on this room."));
     }
     let row = batch.room(room_id).await?.row.clone();
-    let until = row.closed_at.unwrap_or(row.created_at) + retention_ms;
+    let until = row.closed_at.or(row.archived_at).unwrap_or(batch.now) + retention_ms;
     if batch.now < until {
         return Err(refuse(Code::Retained, "The retention of this room has not run out.")
             .with("until", audit::day_of(until)));

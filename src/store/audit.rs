@@ -60,15 +60,18 @@ pub async fn after(conn: &mut Conn, seq: i64, limit: i64) -> Result<Vec<Row>> {
     )
 }
 
-/// What happened in or to a room, oldest first.
+/// What happened in or to a room: the newest entries, oldest first.
 pub async fn of_room(conn: &mut Conn, room_id: &str, limit: i64) -> Result<Vec<Row>> {
-    all!(
+    let mut rows = all!(
         conn,
         Row,
-        "SELECT seq, day, entry, hash, actor, action, room_id FROM audit WHERE room_id = $1 ORDER BY seq LIMIT $2",
+        "SELECT seq, day, entry, hash, actor, action, room_id FROM audit WHERE room_id = $1 \
+         ORDER BY seq DESC LIMIT $2",
         room_id,
         limit
-    )
+    )?;
+    rows.reverse();
+    Ok(rows)
 }
 
 /// How far and how often somebody looked at a room.

@@ -28,6 +28,8 @@ HELPS: dict[str, list[str]] = {
     "cert list": ["terminals", "certificate"],
     "cert issue": ["code", "sheet", "<LOGIN_ID>", "p100001", "current password"],
     "cert renew": ["<TERMINAL>", "heya cert list", ".p12", "expires"],
+    "cert register": ["<FILE>", "--facility", "--label", "--terminal", "client_ca"],
+    "cert crl": ["revo"],
     "cert revoke": ["<TERMINAL>", "heya cert list", "sessions", "at once", "--reason", "audit"],
     "routes": ["method", "path"],
     "audit": ["verify", "list", "操作履歴"],
@@ -98,9 +100,9 @@ def test_help_says_what_the_readme_says(command, said, tmp_path):
 
 
 def test_a_command_that_does_not_exist(tmp_path):
-    assert "unrecognized subcommand 'frob'" in heya("frob", cwd=tmp_path, rc=2).stderr
-    assert "--frob" in heya("serve", "--frob", cwd=tmp_path, rc=2).stderr
-    assert "Usage: heya" in heya(cwd=tmp_path, rc=2).stderr, "without a command the help is shown"
+    assert "unrecognized subcommand 'frob'" in heya("frob", cwd=tmp_path, rc=1).stderr
+    assert "--frob" in heya("serve", "--frob", cwd=tmp_path, rc=1).stderr
+    assert "Usage: heya" in heya(cwd=tmp_path, rc=1).stderr, "without a command the help is shown"
     assert '"city" or "open"' in heya("serve", "--profile", "frob", cwd=tmp_path, rc=1).stderr
     assert not list(tmp_path.iterdir())
 
@@ -192,7 +194,7 @@ def test_cert_refuses_in_a_sentence(city):
         done = of_city(city, "cert", *words, rc=1)
         assert re.fullmatch(r"heya: \S.{8,}\n", done.stderr) and not done.stdout, done
         assert "internal" not in done.stderr.lower(), done
-    assert "invalid value 'x'" in of_city(city, "cert", "renew", "x", rc=2).stderr
+    assert "invalid value 'x'" in of_city(city, "cert", "renew", "x", rc=1).stderr
 
 
 def test_commands_say_when_the_server_does_not_run(fresh):

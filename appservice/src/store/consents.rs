@@ -3,7 +3,7 @@
 use sqlx::{Row, SqliteConnection};
 
 use crate::Error;
-use crate::cases::{Action, Subject};
+use crate::cases::{Action, State, Subject};
 use crate::clock::now_ms;
 use crate::forms::Consent;
 use crate::japanese::fold;
@@ -92,23 +92,34 @@ pub(crate) async fn reports_of_consent(
         .collect()
 }
 
-/// The name by which the subject of a room is forgotten everywhere: of the case that opened it. Nothing where another
-/// subject whose room is not purged has the same name: their cases would be emptied too.
+/// The cases that opened a room for a subject, or were to: number, state, subject.
+async fn openings(db: &mut SqliteConnection) -> Result<Vec<(i64, State, Action)>, Error> {
+    let rows: Vec<(i64, String, String)> =
+        sqlx::query_as("SELECT number, state, action FROM cases WHERE instr(action, '\"open_subject\"') > 0")
+            .fetch_all(db)
+            .await?;
+    rows.into_iter()
+        .filter_map(|(number, state, action)| Some((number, State::parse(&state)?, action)))
+        .map(|(number, state, action)| Ok((number, state, serde_json::from_str(&action)?)))
+        .collect()
+}
+
+/// The name by which the subject of a room is forgotten everywhere: of the case that opened it. Nothing where the subject
+/// has another room, or another subject has the same name and a room or a case under way: theirs would be emptied too.
 pub(crate) async fn name_to_forget(
     db: &mut SqliteConnection,
     opened_by: i64,
 ) -> Result<Option<String>, Error> {
     let Some(case) = super::case(db, opened_by).await? else { return Ok(None) };
     let Action::OpenSubject { subject, .. } = &case.action else { return Ok(None) };
-    let wanted = fold(&subject.name);
-    let rows: Vec<(i64, String)> =
-        sqlx::query_as("SELECT number, action FROM cases WHERE instr(action, '\"open_subject\"') > 0")
-            .fetch_all(&mut *db)
-            .await?;
-    let shared = rows.iter().filter(|(number, _)| *number != opened_by).any(|(_, action)| {
-        matches!(serde_json::from_str::<Action>(action), Ok(Action::OpenSubject { subject, .. }) if fold(&subject.name) == wanted)
+    let (name, key) = (fold(&subject.name), subject.key());
+    let shared = openings(db).await?.iter().any(|(number, state, action)| {
+        let Action::OpenSubject { subject, .. } = action else { return false };
+        let over = matches!(state, State::Refused | State::Failed);
+        let has_room = if subject.key() == key { *state == State::Done } else { !over };
+        *number != opened_by && fold(&subject.name) == name && has_room
     });
-    Ok((!shared && wanted.chars().count() > 1).then(|| subject.name.clone()))
+    Ok((!shared && name.chars().count() > 1).then(|| subject.name.clone()))
 }
 
 /// Forgets the subject of a purged room: in the case that opened it, in the cases about it, and in the reports of
@@ -132,30 +143,58 @@ pub(crate) async fn forget_subject(
     }
     let Some(opened_by) = opened_by else { return Ok(()) };
     let Some(case) = super::case(db, opened_by).await? else { return Ok(()) };
-    let Action::OpenSubject { subject, people, confirm_second } = case.action else { return Ok(()) };
+    let Action::OpenSubject { subject, .. } = &case.action else { return Ok(()) };
     let key = subject.key();
-    let gone = "（消去済み）".to_owned();
-    let nameless = Subject {
-        name: gone.clone(),
-        birth_date: "0000-00-00".to_owned(),
-        address: gone,
-        eligibility: subject.eligibility,
-        approval_note: None,
-    };
-    set_action(db, opened_by, &Action::OpenSubject { subject: nameless, people, confirm_second }).await?;
-    sqlx::query("UPDATE cases SET fingerprint = $1 WHERE number = $2")
-        .bind(format!("open|purged-{opened_by}"))
-        .bind(opened_by)
-        .execute(&mut *db)
-        .await?;
-    // Another room of the same subject still rests on the reports.
-    let others: Option<i64> = sqlx::query_scalar("SELECT number FROM cases WHERE fingerprint = $1 LIMIT 1")
-        .bind(format!("open|{key}"))
-        .fetch_optional(&mut *db)
-        .await?;
-    if others.is_none() {
-        sqlx::query("DELETE FROM consents WHERE subject_key = $1").bind(key).execute(db).await?;
+    // Another room of the same subject still rests on the reports and its own case.
+    let mut has_another = false;
+    for (number, state, action) in openings(db).await? {
+        let Action::OpenSubject { subject, people, confirm_second } = action else { continue };
+        if subject.key() != key {
+            continue;
+        }
+        if number != opened_by && !matches!(state, State::Refused | State::Failed) {
+            has_another = true;
+            continue;
+        }
+        let nameless = Subject {
+            name: GONE.to_owned(),
+            birth_date: "0000-00-00".to_owned(),
+            address: GONE.to_owned(),
+            eligibility: subject.eligibility,
+            approval_note: None,
+        };
+        set_action(db, number, &Action::OpenSubject { subject: nameless, people, confirm_second }).await?;
+        set_fingerprint(db, number).await?;
     }
+    if has_another {
+        return Ok(());
+    }
+    sqlx::query("DELETE FROM consents WHERE subject_key = $1").bind(&key).execute(&mut *db).await?;
+    let withdrawals: Vec<(i64, String)> =
+        sqlx::query_as("SELECT number, action FROM cases WHERE instr(action, '\"withdrawal\"') > 0")
+            .fetch_all(&mut *db)
+            .await?;
+    for (number, action) in withdrawals {
+        let action: Action = serde_json::from_str(&action)?;
+        if action.consent_key().as_ref() == Some(&key) {
+            let nameless = Action::Withdrawal { name: GONE.to_owned(), birth_date: "0000-00-00".to_owned() };
+            set_action(db, number, &nameless).await?;
+            set_fingerprint(db, number).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What stands where a purged subject's name was.
+const GONE: &str = "（消去済み）";
+
+/// A fingerprint holds the name: it is replaced by one that is nobody's.
+async fn set_fingerprint(db: &mut SqliteConnection, number: i64) -> Result<(), Error> {
+    sqlx::query("UPDATE cases SET fingerprint = $1 WHERE number = $2")
+        .bind(format!("purged|{number}"))
+        .bind(number)
+        .execute(db)
+        .await?;
     Ok(())
 }
 

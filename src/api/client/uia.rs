@@ -43,8 +43,14 @@ pub async fn password(
         UserIdentifier::Matrix(id) => login::user_id_of(server, &id.user).is_some_and(|id| id == who.user_id),
         _ => false,
     };
-    let terminal = who.terminal.as_ref().map(|known| known.terminal);
-    let right = login::confirm_password(server, &who.user_id, &given.password, terminal).await?;
+    let right = login::confirm_password(
+        server,
+        &who.user_id,
+        &given.password,
+        who.terminal.as_ref(),
+        who.address.ip(),
+    )
+    .await?;
     if !own || !right {
         return Err(ask(&session, Some(forbidden("The password is wrong (パスワードが違います)."))));
     }
