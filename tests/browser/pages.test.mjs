@@ -119,11 +119,16 @@ export function pagesTests(test, { browser, city, facility, bare }) {
         await page.context().close();
     });
 
-    test("the handover sheets and the help page can be read and printed", async () => {
+    test("the handover sheets, the help page and the one for a wrong address can be read and printed", async () => {
         const page = await newPage(browser());
         await page.goto(`${city.enrolOrigin}/help`);
         await showsContact(page);
+        const lost = await page.locator("#lost").innerText();
+        for (const line of CONTACT) assert.ok(lost.includes(line), "whom to call stands where a lost terminal is spoken of");
         await shoot(page, "help");
+        assert.equal((await page.goto(`${city.enrolOrigin}/nothing`)).status(), 404);
+        await showsContact(page);
+        await shoot(page, "not-found");
         for (const name of ["0001-password", "0002-code"]) {
             await page.goto(`file://${city.path(`sheets/${name}.html`)}`);
             await showsContact(page);
