@@ -417,12 +417,13 @@ impl Config {
                 flat.insert(format!("{section}.{key}"), value.to_string());
             }
         }
+        // Of the database's URL the scheme, host and name only: a password may stand in several of its other parts.
         if let Some(url) = flat.get_mut("server.database_url")
-            && let Some((before, host)) = url.clone().rsplit_once('@')
-            && let Some((scheme, user)) = before.split_once("://")
+            && let Some((scheme, rest)) = url.clone().split_once("://")
         {
-            let user = user.split(':').next().unwrap_or_default();
-            *url = format!("{scheme}://{user}@{host}");
+            let rest = rest.split('?').next().unwrap_or_default();
+            let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+            *url = format!("{scheme}://{}", rest.trim_end_matches('"'));
         }
         Ok(flat)
     }
@@ -480,6 +481,10 @@ impl Config {
         }
         if !["nothing", "until_leave"].contains(&self.policy.former_members_read.as_str()) {
             problems.push("policy.former_members_read is \"nothing\" or \"until_leave\"".to_owned());
+        }
+        if self.policy.guests && self.policy.client_certificate == ClientCertificate::Connection {
+            problems
+                .push("policy.guests needs policy.client_certificate = \"off\": guests have none".to_owned());
         }
         if !(1..=168).contains(&self.policy.break_glass_hours) {
             problems.push("policy.break_glass_hours is between 1 and 168".to_owned());

@@ -39,6 +39,9 @@ pub struct Manifest {
     pub events: usize,
     /// How many files.
     pub media: usize,
+    /// Media of the room that are not on the disk any more.
+    #[serde(default)]
+    pub missing: Vec<String>,
     /// SHA-256 of every file, by its name in the folder.
     pub files: BTreeMap<String, String>,
 }
@@ -67,6 +70,7 @@ struct Lines<'a> {
 struct Foot {
     events: usize,
     media: usize,
+    missing: usize,
 }
 
 /// One event, as people read it.
@@ -97,9 +101,28 @@ pub async fn write(server: &Arc<Server>, room_id: &RoomId, folder: &str) -> Resu
     if part.exists() {
         std::fs::remove_dir_all(&part)?;
     }
-    let mut export = Export::begin(server, room_id, folder, part).await?;
-    export.events().await?;
-    export.finish(&target)
+    let written = async {
+        let mut export = Export::begin(server, room_id, folder, part.clone()).await?;
+        export.events().await?;
+        export.finish(&target)
+    };
+    let written = written.await;
+    if written.is_err() {
+        // Half an export would be taken for one, and outlive the room.
+        let _ = std::fs::remove_dir_all(&part);
+    }
+    written
+}
+
+/// Removes what a crash left half-written. To be called at the start, before anything is exported.
+pub fn remove_parts(server: &Server) -> Result<()> {
+    for entry in std::fs::read_dir(server.data().join("exports"))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().ends_with(PART) {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 struct Export<'a> {
@@ -152,6 +175,7 @@ impl<'a> Export<'a> {
                 room_number: number,
                 events: 0,
                 media: 0,
+                missing: Vec::new(),
                 files: BTreeMap::new(),
             },
             names: HashMap::new(),
@@ -207,7 +231,13 @@ impl<'a> Export<'a> {
         };
         let name = medium.file_name.clone().or_else(|| event.content_str("body")).unwrap_or_default();
         let path = format!("media/{media_id}{}", extension(&name, &medium.content_type));
-        let mut from = self.server.blobs.open(&medium.sha256).await?;
+        let Ok(mut from) = self.server.blobs.open(&medium.sha256).await else {
+            // A damaged disk must not keep the rest from being written out.
+            tracing::error!(medium = media_id, "a file of the room is missing on the disk");
+            self.manifest.missing.push(media_id.to_owned());
+            self.files.insert(media_id.to_owned(), None);
+            return Ok(None);
+        };
         let to = std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -224,7 +254,11 @@ impl<'a> Export<'a> {
     }
 
     fn finish(mut self, target: &Path) -> Result<Manifest> {
-        let foot = Foot { events: self.manifest.events, media: self.manifest.media };
+        let foot = Foot {
+            events: self.manifest.events,
+            media: self.manifest.media,
+            missing: self.manifest.missing.len(),
+        };
         self.page.write(render(&foot)?.as_bytes())?;
         self.manifest.files.insert("index.html".to_owned(), self.page.finish()?);
         self.manifest.files.insert("events.jsonl".to_owned(), self.events.finish()?);

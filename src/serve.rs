@@ -99,7 +99,10 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
     tasks.spawn(kept_up("push", move || crate::push::follower::run(Arc::clone(&for_push))));
     let for_search = Arc::clone(&server);
     tasks.spawn(kept_up("search", move || crate::search::run(Arc::clone(&for_search))));
-    tasks.spawn(housekeeping(Arc::clone(&server), tls));
+    let for_tending = Arc::clone(&server);
+    tasks.spawn(kept_up("tending", move || tending(Arc::clone(&for_tending))));
+    let for_housekeeping = Arc::clone(&server);
+    tasks.spawn(kept_up("housekeeping", move || housekeeping(Arc::clone(&for_housekeeping), tls.clone())));
     if server.config.policy.open_profile {
         tracing::warn!(
             "OPEN PROFILE: anybody who reaches this address may register, and no certificate is asked for. \
@@ -148,9 +151,7 @@ impl Running {
             tracing::warn!("something still held the server when it stopped");
         }
         db.close().await;
-        if let Err(error) = db.settle().await {
-            tracing::warn!(%error, "the write-ahead log could not be emptied");
-        }
+        db.settle().await;
     }
 }
 
@@ -355,19 +356,14 @@ fn missing_page(server: &Server) -> Option<Response> {
     }
 }
 
-/// Small regular work: typing that runs out, files that changed, media that nobody shows.
+/// Small work every second: typing that runs out, files that changed.
 async fn housekeeping(server: Arc<Server>, tls: Acceptors) {
     let mut stopping = server.stopping.subscribe();
-    if let Err(error) = media::remove_orphans(&server).await {
-        tracing::warn!(%error, "cannot look for files that belong to no upload");
-    }
-    let mut ticks = 0_u64;
     loop {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
             () = crate::server::stopped(&mut stopping) => return,
         }
-        ticks += 1;
         server.live.expire_typing(server.now());
         for acceptor in [&tls.0, &tls.1].into_iter().flatten() {
             match acceptor.reload_if_changed() {
@@ -377,17 +373,32 @@ async fn housekeeping(server: Arc<Server>, tls: Acceptors) {
             }
         }
         watch_list(&server).await;
-        if ticks % 60 == 30
-            && let Err(error) = crate::reading::save_marks(&server).await
-        {
+    }
+}
+
+/// Slower work, apart from the revocation list, which must not wait for it.
+async fn tending(server: Arc<Server>) {
+    let mut stopping = server.stopping.subscribe();
+    if let Err(error) = media::remove_orphans(&server).await {
+        tracing::warn!(%error, "cannot look for files that belong to no upload");
+    }
+    if let Err(error) = crate::export::remove_parts(&server) {
+        tracing::warn!(%error, "cannot look for exports that a crash left half-written");
+    }
+    let mut minutes = 0_u64;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(if minutes == 0 { 2 } else { 60 })) => {}
+            () = crate::server::stopped(&mut stopping) => return,
+        }
+        minutes += 1;
+        if let Err(error) = crate::reading::save_marks(&server).await {
             tracing::error!(%error, "the marks of who looked could not be written");
         }
-        if ticks % 60 == 2
-            && let Err(error) = crate::rooms::life::tend(&server).await
-        {
+        if let Err(error) = crate::rooms::life::tend(&server).await {
             tracing::error!(%error, "what rooms need by themselves could not be done");
         }
-        if ticks % 3_600 == 1
+        if minutes % 60 == 1
             && let Err(error) = hourly(&server).await
         {
             tracing::error!(%error, "hourly housekeeping failed");

@@ -152,6 +152,11 @@ impl Step {
         }
     }
 
+    /// Whether something may stand after the room number.
+    pub(crate) fn takes_reason(self) -> bool {
+        matches!(self, Self::Hold | Self::Release | Self::BreakGlass)
+    }
+
     /// Whether it is said why.
     pub(crate) fn needs_reason(self) -> bool {
         matches!(self, Self::Hold | Self::BreakGlass)
@@ -205,9 +210,10 @@ impl Action {
         }
     }
 
-    /// Whether it is shown and approved even where the staff ask for it: what is purged never comes back.
+    /// Whether it is shown and approved even where the staff ask for it: neither an archived room's members nor what is
+    /// purged come back.
     pub(crate) fn asks_first(&self) -> bool {
-        matches!(self, Self::Life { step: Step::Purge, .. })
+        matches!(self, Self::Life { step: Step::Purge | Step::Archive, .. })
     }
 
     /// The subject's key, where the action rests on what is known of a subject's consent.

@@ -201,8 +201,8 @@ impl Input<'_> {
             Name::Consent => self.consent(),
             Name::Open => self.open(),
             Name::Add | Name::Remove => self.members(),
-            Name::Close => Ok(Command::Act(Action::Close { place: room(&words).ok_or(usage)?.0 })),
-            Name::Reopen => Ok(Command::Act(Action::Reopen { place: room(&words).ok_or(usage)?.0 })),
+            Name::Close => Ok(Command::Act(Action::Close { place: only_room(&words).ok_or(usage)? })),
+            Name::Reopen => Ok(Command::Act(Action::Reopen { place: only_room(&words).ok_or(usage)? })),
             Name::Announce => self.announce(),
             Name::Cases => match words.first() {
                 None => Ok(Command::OpenCases),
@@ -239,9 +239,13 @@ impl Input<'_> {
                 Ok(Command::Act(Action::EndAccount { person, reason: with_lines(reason, self.below) }))
             }
             Name::Life(step) => {
-                let (place, reason) = room(&words).ok_or(usage.clone())?;
+                if !step.takes_reason() {
+                    let place = only_room(&words).filter(|_| self.below.is_empty()).ok_or(usage)?;
+                    return Ok(Command::Act(Action::Life { step, place, reason: String::new() }));
+                }
+                let (place, reason) = room_first(&words).ok_or(usage.clone())?;
                 let reason = with_lines(&reason, self.below);
-                if step.needs_reason() && reason.is_empty() {
+                if step.needs_reason() && reason.is_empty() || is_question(&reason) {
                     return Err(usage);
                 }
                 Ok(Command::Act(Action::Life { step, place, reason }))
@@ -249,7 +253,8 @@ impl Input<'_> {
             Name::Redact => self.redact(&words),
             Name::RevokeTerminal => {
                 let (first, reason) = split_word(self.rest);
-                let terminal = number(first.trim_start_matches("端末")).ok_or(usage)?;
+                let terminal =
+                    number(first.trim_start_matches("端末")).filter(|_| !is_question(reason)).ok_or(usage)?;
                 Ok(Command::Act(Action::RevokeTerminal { terminal, reason: with_lines(reason, self.below) }))
             }
         }
@@ -463,6 +468,25 @@ fn event_id(word: &str) -> Option<String> {
     let length =
         id.bytes().skip(1).take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')).count();
     (length == 43).then(|| id[..44].to_owned())
+}
+
+/// The room number as the first of the words, and the other words. Staff also talk about rooms in the control room: a
+/// number somewhere in a sentence changes nothing.
+fn room_first(words: &[&str]) -> Option<(Place, String)> {
+    let first = if ["部屋", "部屋番号", "room"].contains(words.first()?) { 2 } else { 1 };
+    let (place, nothing) = room(words.get(..first)?)?;
+    nothing.is_empty().then(|| (place, words[first..].join(" ")))
+}
+
+/// A room number and nothing else.
+fn only_room(words: &[&str]) -> Option<Place> {
+    room_first(words).filter(|(_, rest)| rest.is_empty()).map(|(place, _)| place)
+}
+
+/// Whether a text asks something.
+fn is_question(text: &str) -> bool {
+    let text = text.trim_end_matches(['。', '.', ' ']);
+    ["？", "?", "か"].iter().any(|end| text.ends_with(end))
 }
 
 fn one_person(text: &str) -> Option<Person> {

@@ -76,7 +76,7 @@ impl Event {
         // A reaction cannot be replied to; what it is put on can.
         let about =
             if self.kind == "m.reaction" { self.content["m.relates_to"]["event_id"].as_str() } else { None };
-        let task = NewTask::say(&self.room_id, self.key(what), body);
+        let task = NewTask::say(&self.room_id, self.key(what), body).because_of(&self.event_id);
         task.replying(about.unwrap_or(&self.event_id)).to(&self.sender)
     }
 }
@@ -119,9 +119,9 @@ impl Intake<'_> {
     }
 
     /// The control room is told something beside the answer to the event.
-    async fn tell_city(&mut self, key: String, body: String) -> Result<(), Error> {
-        let told = NewTask::say(&self.facts.control_room, key, body);
-        self.owe(told).await
+    async fn tell_city(&mut self, event: &Event, what: &str, body: String) -> Result<(), Error> {
+        let told = NewTask::say(&self.facts.control_room, event.key(what), body);
+        self.owe(told.because_of(&event.event_id)).await
     }
 
     /// Everybody chooses for themselves, anywhere the bot is; the answer comes where it was asked.
@@ -195,7 +195,13 @@ impl Intake<'_> {
                 let found = store::case(self.db, number).await?;
                 let body = found
                     .map_or_else(|| self.texts.no_such_case(number), |case| self.texts.case_in_full(&case));
-                self.owe(event.answer("case", body).about(number)).await
+                let answer = event.answer("case", body).about(number);
+                // What it shows follows from the case.
+                let answer = match store::case(self.db, number).await? {
+                    Some(case) => answer.because_of(&case.event_id),
+                    None => answer,
+                };
+                self.owe(answer).await
             }
             Command::Approve { cases, second_room } => {
                 let cases = if cases.is_empty() {
@@ -268,7 +274,7 @@ impl Intake<'_> {
             format!("case-{number}-refused"),
             self.texts.refused_to_requester(number, reason),
         );
-        self.owe(told.replying(&case.event_id).to(&case.requester)).await
+        self.owe(told.replying(&case.event_id).to(&case.requester).because_of(&case.event_id)).await
     }
 
     /// The staff say who is meant; the case is looked up anew with them.
@@ -369,7 +375,7 @@ impl Intake<'_> {
         if event.room_id == self.facts.control_room {
             return Ok(());
         }
-        self.tell_city(event.key("consent-city"), self.texts.consent_to_city(consent, &event.sender)).await
+        self.tell_city(event, "consent-city", self.texts.consent_to_city(consent, &event.sender)).await
     }
 
     /// A withdrawal in the control room: the staff's own word takes effect at once.
@@ -381,7 +387,8 @@ impl Intake<'_> {
             return Ok(());
         }
         self.tell_city(
-            event.key("withdrawn-city"),
+            event,
+            "withdrawn-city",
             self.texts.withdrawal_to_city(name, birth_date, &event.sender),
         )
         .await

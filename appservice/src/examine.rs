@@ -50,7 +50,7 @@ impl Bot {
                     key("shown"),
                     self.texts.case_to_decide(&case, &asked_by, consent.as_deref(), &[]),
                 );
-                next.push(shown.about(number));
+                next.push(shown.about(number).because_of(&case.event_id));
                 next.extend(self.receipt(&case));
             }
             Verdict::Unclear(problems) => {
@@ -60,9 +60,9 @@ impl Bot {
                     self.texts.case_to_decide(&case, &asked_by, consent.as_deref(), &problems),
                 );
                 next.push(if case.by_staff {
-                    shown.replying(&case.event_id).to(&case.requester)
+                    shown.replying(&case.event_id).to(&case.requester).because_of(&case.event_id)
                 } else {
-                    shown.about(number)
+                    shown.about(number).because_of(&case.event_id)
                 });
                 next.extend(self.receipt(&case));
             }
@@ -70,7 +70,7 @@ impl Bot {
                 store::change_case(&mut tx, number, State::Refused, &facts.city_user, Some(&reason)).await?;
                 let answer =
                     NewTask::say(&case.room_id, key("impossible"), self.texts.impossible(number, &reason));
-                next.push(answer.replying(&case.event_id).to(&case.requester));
+                next.push(answer.replying(&case.event_id).to(&case.requester).because_of(&case.event_id));
             }
         }
         self.finish_in(tx, due, next).await
@@ -83,7 +83,7 @@ impl Bot {
         }
         let said =
             NewTask::say(&case.room_id, format!("case-{}-receipt", case.number), self.texts.receipt(case));
-        Some(said.replying(&case.event_id).to(&case.requester))
+        Some(said.replying(&case.event_id).to(&case.requester).because_of(&case.event_id))
     }
 
     /// Somebody as the city knows them; their Matrix id where the register does not.

@@ -77,13 +77,13 @@ impl Bot {
             }
             _ => self.texts.done_to_city(case, answer),
         };
-        let told = self.tell_city(facts, format!("{key}-done-city"), done);
+        let told = self.tell_city(facts, format!("{key}-done-city"), done).because_of(&case.event_id);
         next.push(if case.by_staff { told.replying(&case.event_id).to(&case.requester) } else { told });
         // In a room that has just been closed nobody can write any more; its closing notice says it.
         let closed_here = matches!(&case.action, Action::Close { place } if place.room_id.as_deref() == Some(case.room_id.as_str()));
         if !case.by_staff && !closed_here {
             let body = self.texts.done_to_requester(case, room_number(answer));
-            let told = NewTask::say(&case.room_id, format!("{key}-done"), body);
+            let told = NewTask::say(&case.room_id, format!("{key}-done"), body).because_of(&case.event_id);
             next.push(told.replying(&case.event_id).to(&case.requester));
         }
         store::change_case(&mut tx, case.number, State::Done, acting, None).await?;
@@ -107,7 +107,10 @@ impl Bot {
         store::change_case(&mut tx, case.number, State::Failed, &facts.city_user, Some(errcode)).await?;
         tracing::warn!(case = case.number, action = case.action.word(), errcode, "case failed");
         let body = self.texts.failed_to_city(case, errcode, room_number);
-        let told = self.tell_city(facts, format!("{}-failed", case.key()), body).about(case.number);
+        let told = self
+            .tell_city(facts, format!("{}-failed", case.key()), body)
+            .about(case.number)
+            .because_of(&case.event_id);
         let told = if case.by_staff { told.replying(&case.event_id).to(&case.requester) } else { told };
         self.finish_in(tx, due, [told]).await
     }
@@ -194,7 +197,7 @@ impl Bot {
             Action::Life { step, place, reason } => {
                 let mut body = json!({"case": number, "reason": reason});
                 if *step == Step::Purge {
-                    body["forget"] = self.names_to_forget(&room(place)).await?.into();
+                    body["forget"] = self.to_forget(place).await?;
                 }
                 if *step == Step::BreakGlass {
                     body["notice"] =
@@ -220,17 +223,20 @@ impl Bot {
 }
 
 impl Bot {
-    /// By which names a purged room's subject is forgotten. The same until the case is done, so that a repeated call is
-    /// the same call.
-    async fn names_to_forget(&self, room_id: &str) -> Result<Vec<String>, Unfinished> {
-        let path = ["_heya", "v1", "rooms", room_id];
-        let answer = self.server.get(&path, &[]).await?;
-        let Some(opened_by) = answer["opened_by_case"].as_str().and_then(|number| number.parse().ok()) else {
-            return Ok(Vec::new());
-        };
+    /// What of the city's own rooms is forgotten with a purged room: the events of its subject's cases and reports, with
+    /// what follows from them, and its lines in lists. The same until the case is done, so that a repeated call is the
+    /// same call.
+    async fn to_forget(&self, place: &crate::cases::Place) -> Result<Value, Unfinished> {
+        let room_id = place.room_id.as_deref().unwrap_or_default();
+        let answer = self.server.get(&["_heya", "v1", "rooms", room_id], &[]).await?;
+        let opened_by = answer["opened_by_case"].as_str().and_then(|number| number.parse().ok());
         let mut tx = self.store.begin().await?;
-        let name = store::name_to_forget(&mut tx, opened_by).await?;
-        Ok(name.into_iter().collect())
+        let events = store::events_to_forget(&mut tx, room_id, opened_by).await?;
+        let line = match (place.number, &place.name) {
+            (Some(number), Some(name)) => vec![crate::texts::room_line(number, name)],
+            _ => Vec::new(),
+        };
+        Ok(json!({"events": events, "lines": line}))
     }
 
     /// Somebody's display name; their Matrix id where the register has none.

@@ -31,6 +31,10 @@ const BODY_BYTES_MAX: usize = 24 * 1024;
 /// transaction, which is always before any reaction to it, even where the answer to the sending was lost.
 pub(crate) const CASE_FIELD: &str = "jp.heya.case";
 
+/// In every notice: the event that it follows from. When a subject's record is purged, what follows from their cases is
+/// found by it.
+pub(crate) const ORIGIN_FIELD: &str = "jp.heya.origin";
+
 /// Something to do towards the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "task", rename_all = "snake_case")]
@@ -62,6 +66,9 @@ pub(crate) struct Words {
     /// The case that a reaction to this notice decides.
     #[serde(default)]
     pub case: Option<i64>,
+    /// The event that the notice follows from.
+    #[serde(default)]
+    pub origin: Option<String>,
 }
 
 /// A task to be put into the outbox.
@@ -81,6 +88,7 @@ impl NewTask {
             reply_to: None,
             mention: Vec::new(),
             case: None,
+            origin: None,
         };
         Self { lane: room.to_owned(), key, task: Task::Say(words) }
     }
@@ -99,6 +107,14 @@ impl NewTask {
             key: format!("case-{case}-execute-{attempt}"),
             task: Task::Execute { case },
         }
+    }
+
+    /// Says which event the notice follows from.
+    pub(crate) fn because_of(mut self, event_id: &str) -> Self {
+        if let Task::Say(words) = &mut self.task {
+            words.origin = Some(event_id.to_owned());
+        }
+        self
     }
 
     /// Makes the notice a reply.
@@ -245,7 +261,7 @@ impl Bot {
                 let body = self.look(look).await?;
                 let answer =
                     NewTask::say(&facts.control_room, format!("{}-answer", due.key), body).replying(reply_to);
-                self.finish(due, [answer]).await
+                self.finish(due, [answer.because_of(reply_to)]).await
             }
         }
     }
@@ -282,6 +298,9 @@ impl Bot {
         }
         if let Some(case) = words.case {
             content[CASE_FIELD] = case.into();
+        }
+        if let Some(origin) = &words.origin {
+            content[ORIGIN_FIELD] = origin.as_str().into();
         }
         if let Some(event_id) = &words.reply_to {
             content["m.relates_to"] = json!({"m.in_reply_to": {"event_id": event_id}});

@@ -17,7 +17,7 @@ use crate::clock::now_ms;
 use crate::outbox::{NewTask, Task};
 
 pub(crate) use consents::{
-    Report, add_consent, forget_subject, has_consent, name_to_forget, reports_of_consent, withdraw_consent,
+    Report, add_consent, events_to_forget, forget_subject, has_consent, reports_of_consent, withdraw_consent,
 };
 
 /// Every version of the schema, oldest first. Each ends by setting `PRAGMA user_version` to its number,

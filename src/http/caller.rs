@@ -194,7 +194,9 @@ async fn appservice(
             let user_id = <&UserId>::try_from(id.as_str())
                 .map_err(|_| crate::error::invalid("user_id is not a user id."))?
                 .to_owned();
-            if !server.is_local(&user_id) || !appservice.may_act_as(&user_id) {
+            // Another's users are never one's own, however wide a namespace is; `@city` above all.
+            let anothers = server.appservices.is_exclusive(&user_id, Some(&appservice.id));
+            if !server.is_local(&user_id) || anothers || !appservice.may_act_as(&user_id) {
                 return Err(forbidden("The appservice may act only as users of its namespace."));
             }
             user_id

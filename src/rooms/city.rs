@@ -12,7 +12,7 @@ use super::{
     member,
 };
 use crate::{
-    error::{Code, Result, refuse},
+    error::{Code, Result, forbidden, refuse},
     store,
 };
 
@@ -125,14 +125,17 @@ pub async fn change_members(
     add: &[OwnedUserId],
     remove: &[OwnedUserId],
 ) -> Result<(Vec<OwnedUserId>, Vec<OwnedUserId>, Vec<OwnedUserId>)> {
-    city_room(batch, room_id).await?;
+    let status = city_room(batch, room_id).await?;
+    if !add.is_empty() && status != "open" {
+        return Err(forbidden("This room has been closed: nobody is added (この部屋は終了しました).")
+            .with("jp.heya.room", status));
+    }
     let (mut added, mut removed, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
     for user_id in add {
         let present = batch.room(room_id).await?.state.membership(user_id);
         // Whoever looks in by emergency access is no member yet, and stays when that ends.
         let now = batch.now;
         let looking = present.as_str() == "join"
-            && batch.room(room_id).await?.row.status == "open"
             && store::life::accesses(batch.reading(), Some(room_id))
                 .await?
                 .iter()

@@ -11,7 +11,6 @@ use ruma::{
 };
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use unicode_normalization::UnicodeNormalization as _;
 
 use super::{
     append::Intent,
@@ -241,20 +240,41 @@ pub async fn begin_purge(
     Ok(purge)
 }
 
-/// Empties what names a purged subject outside the room itself: in the control room and in the rooms of the city with
-/// one person each. Texts are compared without spaces, after NFKC. Returns how many posts there were.
-pub async fn forget_names(server: &Arc<Server>, names: &[String]) -> Result<usize> {
-    let plain = |text: &str| -> String { text.nfkc().filter(|c| !c.is_whitespace()).collect() };
-    let names: Vec<String> =
-        names.iter().map(|name| plain(name)).filter(|name| name.chars().count() > 1).collect();
-    if names.is_empty() {
+/// What of the city's own rooms goes with a purged room. Named exactly: a name in a text may be anybody's.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(default)]
+pub struct Forget {
+    /// Events by which the subject came to the city; what the city posted because of them goes too
+    /// (`jp.heya.origin`).
+    pub events: Vec<String>,
+    /// Lines of the city's own lists.
+    pub lines: Vec<String>,
+}
+
+/// Empties what names a purged subject outside the room itself: in the control room, in liaison rooms, and in the rooms of
+/// the city with one person each. Returns how many posts there were.
+pub async fn forget(server: &Arc<Server>, what: &Forget) -> Result<usize> {
+    if what.events.is_empty() && what.lines.is_empty() {
         return Ok(0);
     }
+    let goes = |event: &Event| -> bool {
+        let of_the_city = event.sender == server.city_user;
+        event.kind == TimelineEventType::RoomMessage
+            && event.redacted_by.is_none()
+            && (what.events.iter().any(|id| event.event_id == *id)
+                || of_the_city
+                    && event.content_str(ORIGIN).is_some_and(|origin| what.events.contains(&origin))
+                || of_the_city
+                    && event.content_str("body").is_some_and(|body| {
+                        body.lines().any(|line| what.lines.iter().any(|one| line.starts_with(one.as_str())))
+                    }))
+    };
     let control = store::meta::value(&mut server.db.read().await?, "control_room").await?;
     let mut total = 0;
     for room_id in server.live.joined_rooms(&server.city_user) {
         let room = server.live.room(&server.db, &room_id).await?;
-        if control.as_deref() != Some(room_id.as_str()) && room.current()?.row.kind != "direct" {
+        let kind = room.current()?.row.kind.clone();
+        if control.as_deref() != Some(room_id.as_str()) && !matches!(kind.as_str(), "direct" | "liaison") {
             continue;
         }
         let mut after = 0;
@@ -263,27 +283,20 @@ pub async fn forget_names(server: &Arc<Server>, names: &[String]) -> Result<usiz
                 store::events::after(&mut server.db.read().await?, &room_id, after, FORGET_CHUNK).await?;
             let Some(last) = events.last() else { break };
             after = last.position;
-            let named: Vec<Arc<Event>> = events
-                .into_iter()
-                .filter(|event| event.kind == TimelineEventType::RoomMessage && event.redacted_by.is_none())
-                .filter(|event| {
-                    // JSON writes a line feed as `\\n`, which may stand inside a name.
-                    let text = plain(&event.content.get().replace("\\n", ""));
-                    names.iter().any(|name| text.contains(name.as_str()))
-                })
-                .collect();
-            total += named.len();
-            if named.is_empty() {
+            let found: Vec<Arc<Event>> = events.into_iter().filter(|event| goes(event)).collect();
+            total += found.len();
+            if found.is_empty() {
                 continue;
             }
             let (id, city) = (room_id.clone(), server.city_user.clone());
             server
                 .commit(Hint { rooms: vec![id.clone()], txn: None }, move |batch| {
                     Box::pin(async move {
-                        for event in &named {
+                        for event in &found {
                             empty(batch, &city, &id, event).await?;
                         }
-                        let ids: Vec<String> = named.iter().map(|event| event.event_id.to_string()).collect();
+                        let ids: Vec<String> = found.iter().map(|event| event.event_id.to_string()).collect();
+                        record(batch, "server", "room.forget", &id, "", &format!("{} posts", ids.len()));
                         store::events::forget_originals(batch.sql().await?, &ids).await
                     })
                 })
@@ -291,10 +304,13 @@ pub async fn forget_names(server: &Arc<Server>, names: &[String]) -> Result<usiz
         }
     }
     if total > 0 {
-        server.db.settle().await?;
+        server.db.settle().await;
     }
     Ok(total)
 }
+
+/// In the city bot's notices: the event that they follow from.
+const ORIGIN: &str = "jp.heya.origin";
 
 /// A redaction by the city, in any state of the room.
 async fn empty(
@@ -358,7 +374,7 @@ pub async fn carry_out_purge(server: &Arc<Server>, room_id: &RoomId) -> Result<P
             server.blobs.remove(&alone, sha256).await?;
         }
         if purge.finished_at.is_some() {
-            server.db.settle().await?;
+            server.db.settle().await;
             return Ok(purge);
         }
     }
@@ -467,32 +483,19 @@ pub async fn tend(server: &Arc<Server>) -> Result<()> {
     let archived = store::life::archived_and_untold(&mut conn).await?;
     let control = store::meta::value(&mut conn, "control_room").await?;
     drop(conn);
+    // One that fails holds up no other.
     for access in accesses.iter().filter(|access| access.ends_at <= now) {
-        let room_id = OwnedRoomId::try_from(access.room_id.as_str())?;
-        let staff = OwnedUserId::try_from(access.user_id.as_str())?;
-        let city = server.city_user.clone();
-        let hint = Hint { rooms: vec![room_id.clone()], txn: None };
-        server
-            .commit(hint, move |batch| {
-                Box::pin(async move {
-                    if end_access(batch, &city, &room_id, &staff).await? {
-                        record(
-                            batch,
-                            "server",
-                            "room.break_glass.end",
-                            &room_id,
-                            staff.as_str(),
-                            "time is up",
-                        );
-                    }
-                    Ok(())
-                })
-            })
-            .await?;
+        if let Err(error) = end_in_time(server, access).await {
+            tracing::error!(%error, "an emergency access that is over could not be ended");
+        }
     }
     for room_id in purges {
-        carry_out_purge(server, &OwnedRoomId::try_from(room_id)?).await?;
+        let room_id = OwnedRoomId::try_from(room_id)?;
+        if let Err(error) = carry_out_purge(server, &room_id).await {
+            tracing::error!(%error, "a purge cannot go on");
+        }
     }
+    server.db.settle_if_owed().await;
     let due: Vec<(String, i64)> = archived
         .into_iter()
         .filter(|(_, _, kind, closed_at)| closed_at + server.config.retention.of(kind) <= now)
@@ -513,6 +516,24 @@ pub async fn tend(server: &Arc<Server>) -> Result<()> {
                 city::say(batch, &city, &control, &text).await?;
                 for (room_id, _) in &due {
                     store::life::told(batch.sql().await?, room_id, now).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+}
+
+/// Ends an emergency access whose time is up.
+async fn end_in_time(server: &Arc<Server>, access: &Access) -> Result<()> {
+    let room_id = OwnedRoomId::try_from(access.room_id.as_str())?;
+    let staff = OwnedUserId::try_from(access.user_id.as_str())?;
+    let city = server.city_user.clone();
+    let hint = Hint { rooms: vec![room_id.clone()], txn: None };
+    server
+        .commit(hint, move |batch| {
+            Box::pin(async move {
+                if end_access(batch, &city, &room_id, &staff).await? {
+                    record(batch, "server", "room.break_glass.end", &room_id, staff.as_str(), "time is up");
                 }
                 Ok(())
             })

@@ -166,6 +166,9 @@ macro_rules! run_in {
 
 pub(crate) use {all, all_in, insert_many, on, one, run, run_in};
 
+/// Whether a write-ahead log with what was purged waits to be emptied. One server has one database.
+static SETTLING_OWED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
 /// Migrations go forward only; a schema newer than the binary's is refused by sqlx ("VersionMissing").
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
@@ -263,14 +266,34 @@ impl Db {
         })
     }
 
-    /// Empties SQLite's write-ahead log, which has pages as they were before: after a purge, and at the end. On
-    /// PostgreSQL its own vacuum and checkpoints do that.
-    pub async fn settle(&self) -> Result<()> {
-        let Self::Sqlite(_, options) = self else { return Ok(()) };
-        let mut c = options.clone().connect().await?;
-        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut c).await?;
-        c.close().await?;
-        Ok(())
+    /// Empties SQLite's write-ahead log, which has pages as they were before: after a purge, and at the end. A reader that
+    /// is under way keeps it; then it is owed, and [`Db::settle_if_owed`] tries again. On PostgreSQL its own vacuum and
+    /// checkpoints do that.
+    pub async fn settle(&self) {
+        SETTLING_OWED.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.settle_if_owed().await;
+    }
+
+    /// Tries again what [`Db::settle`] could not do.
+    pub async fn settle_if_owed(&self) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let Self::Sqlite(_, options) = self else { return };
+        if !SETTLING_OWED.load(Relaxed) {
+            return;
+        }
+        // Writers wait while it waits for readers: not long, therefore.
+        let options = options.clone().busy_timeout(Duration::from_millis(100));
+        let emptied = async {
+            let mut c = options.connect().await?;
+            let (busy,): (i64,) = sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut c).await?;
+            c.close().await?;
+            Ok::<_, sqlx::Error>(busy == 0)
+        };
+        match emptied.await {
+            Ok(true) => SETTLING_OWED.store(false, Relaxed),
+            Ok(false) => tracing::info!("the write-ahead log is in use and will be emptied later"),
+            Err(error) => tracing::warn!(%error, "the write-ahead log could not be emptied"),
+        }
     }
 
     /// Whether this is PostgreSQL.

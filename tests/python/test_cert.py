@@ -148,9 +148,10 @@ def test_without_a_server_it_says_so(fresh):
     server.stop()
     done = subprocess.run(server.command("cert", "list"), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and "the server does not run" in done.stderr, done
-    unknown = subprocess.run([*server.command("cert", "list")[:1], "--config", str(server.folder / "none.toml"), "cert", "list"],
-                             capture_output=True, text=True, timeout=60, check=False, cwd=server.folder / "terminals"
-                             if (server.folder / "terminals").is_dir() else server.folder / "data" / "media")
+    other = server.folder / "other.toml"
+    other.write_text(f'[server]\ndata_dir = "{server.folder / "nowhere"}"\n')
+    unknown = subprocess.run([*server.command("cert", "list")[:1], "--config", str(other), "cert", "list"],
+                             capture_output=True, text=True, timeout=60, check=False)
     assert unknown.returncode == 1 and "command.token" in unknown.stderr, unknown
 
 

@@ -6,7 +6,6 @@ use crate::Error;
 use crate::cases::{Action, State, Subject};
 use crate::clock::now_ms;
 use crate::forms::Consent;
-use crate::japanese::fold;
 
 /// How many reports about one subject the staff are shown: the newest ones.
 const REPORTS_MAX: i64 = 5;
@@ -104,22 +103,73 @@ async fn openings(db: &mut SqliteConnection) -> Result<Vec<(i64, State, Action)>
         .collect()
 }
 
-/// The name by which the subject of a room is forgotten everywhere: of the case that opened it. Nothing where the subject
-/// has another room, or another subject has the same name and a room or a case under way: theirs would be emptied too.
-pub(crate) async fn name_to_forget(
+/// How many events one purge names.
+const FORGOTTEN_MAX: usize = 500;
+
+/// The events by which the subject of a room came to the city: of the cases about the room, of the case that opened it,
+/// of earlier tries, of reports and withdrawals of consent. Where the subject has another room, only the cases about this
+/// one.
+pub(crate) async fn events_to_forget(
     db: &mut SqliteConnection,
-    opened_by: i64,
-) -> Result<Option<String>, Error> {
-    let Some(case) = super::case(db, opened_by).await? else { return Ok(None) };
-    let Action::OpenSubject { subject, .. } = &case.action else { return Ok(None) };
-    let (name, key) = (fold(&subject.name), subject.key());
-    let shared = openings(db).await?.iter().any(|(number, state, action)| {
-        let Action::OpenSubject { subject, .. } = action else { return false };
-        let over = matches!(state, State::Refused | State::Failed);
-        let has_room = if subject.key() == key { *state == State::Done } else { !over };
-        *number != opened_by && fold(&subject.name) == name && has_room
-    });
-    Ok((!shared && name.chars().count() > 1).then(|| subject.name.clone()))
+    room_id: &str,
+    opened_by: Option<i64>,
+) -> Result<Vec<String>, Error> {
+    let mut events: Vec<String> =
+        sqlx::query_scalar("SELECT event_id FROM cases WHERE instr(action, $1) > 0")
+            .bind(room_id)
+            .fetch_all(&mut *db)
+            .await?;
+    if let Some(opened_by) = opened_by
+        && let Some(case) = super::case(db, opened_by).await?
+        && let Some(key) = case.action.consent_key()
+    {
+        events.push(case.event_id);
+        let of_subject: Vec<(i64, State, Action)> = openings(db)
+            .await?
+            .into_iter()
+            .filter(|(number, _, action)| *number != opened_by && action.consent_key().as_ref() == Some(&key))
+            .collect();
+        let has_another = of_subject.iter().any(|(_, state, _)| !over(*state));
+        let mut numbers: Vec<i64> =
+            of_subject.iter().filter(|(_, state, _)| over(*state)).map(|(number, ..)| *number).collect();
+        if !has_another {
+            numbers.extend(withdrawals(db, &key).await?);
+            let reports: Vec<String> =
+                sqlx::query_scalar("SELECT event_id FROM consents WHERE subject_key = $1")
+                    .bind(&key)
+                    .fetch_all(&mut *db)
+                    .await?;
+            events.extend(reports);
+        }
+        for number in numbers {
+            events.extend(super::case(db, number).await?.map(|case| case.event_id));
+        }
+    }
+    events.sort_unstable();
+    events.dedup();
+    events.truncate(FORGOTTEN_MAX);
+    Ok(events)
+}
+
+/// Whether a case will never open a room.
+fn over(state: State) -> bool {
+    matches!(state, State::Refused | State::Failed)
+}
+
+/// The cases of withdrawal of a subject's consent.
+async fn withdrawals(db: &mut SqliteConnection, key: &str) -> Result<Vec<i64>, Error> {
+    let rows: Vec<(i64, String)> =
+        sqlx::query_as("SELECT number, action FROM cases WHERE instr(action, '\"withdrawal\"') > 0")
+            .fetch_all(db)
+            .await?;
+    let mut numbers = Vec::new();
+    for (number, action) in rows {
+        let action: Action = serde_json::from_str(&action)?;
+        if matches!(action, Action::Withdrawal { .. }) && action.consent_key().as_deref() == Some(key) {
+            numbers.push(number);
+        }
+    }
+    Ok(numbers)
 }
 
 /// Forgets the subject of a purged room: in the case that opened it, in the cases about it, and in the reports of
@@ -152,7 +202,7 @@ pub(crate) async fn forget_subject(
         if subject.key() != key {
             continue;
         }
-        if number != opened_by && !matches!(state, State::Refused | State::Failed) {
+        if number != opened_by && !over(state) {
             has_another = true;
             continue;
         }
@@ -170,18 +220,13 @@ pub(crate) async fn forget_subject(
         return Ok(());
     }
     sqlx::query("DELETE FROM consents WHERE subject_key = $1").bind(&key).execute(&mut *db).await?;
-    let withdrawals: Vec<(i64, String)> =
-        sqlx::query_as("SELECT number, action FROM cases WHERE instr(action, '\"withdrawal\"') > 0")
-            .fetch_all(&mut *db)
-            .await?;
-    for (number, action) in withdrawals {
-        let action: Action = serde_json::from_str(&action)?;
-        if action.consent_key().as_ref() == Some(&key) {
-            let nameless = Action::Withdrawal { name: GONE.to_owned(), birth_date: "0000-00-00".to_owned() };
-            set_action(db, number, &nameless).await?;
-            set_fingerprint(db, number).await?;
-        }
+    for number in withdrawals(db, &key).await? {
+        let nameless = Action::Withdrawal { name: GONE.to_owned(), birth_date: "0000-00-00".to_owned() };
+        set_action(db, number, &nameless).await?;
+        set_fingerprint(db, number).await?;
     }
+    // A question that was never answered may hold the name.
+    sqlx::query("DELETE FROM questions WHERE asked_at < $1").bind(now_ms() - 86_400_000).execute(db).await?;
     Ok(())
 }
 

@@ -417,7 +417,7 @@ impl Texts {
             RoomStatus::Archived => self.pick("保管した部屋", "Archived rooms"),
         };
         let lines = rooms.iter().map(|room| {
-            let mut line = format!("・{}　{}", room.room_number, room.name);
+            let mut line = room_line(room.room_number, &room.name);
             if let (RoomStatus::Archived, Some(at)) = (status, room.purge_from) {
                 let day = stamp(at);
                 let day = day.split(' ').next().unwrap_or_default();
@@ -492,6 +492,11 @@ impl Texts {
         };
         self.pick(ja, en)
     }
+}
+
+/// A room in a list.
+pub(crate) fn room_line(number: i64, name: &str) -> String {
+    format!("・{number}　{name}")
 }
 
 /// A moment as staff read it, on the Japanese clock.

@@ -4,6 +4,8 @@
 mod city;
 mod forms;
 
+pub(crate) use city::room_line;
+
 use crate::Config;
 use crate::cases::{Action, Case, Person, Step};
 

@@ -156,6 +156,13 @@ async fn delete(server: Arc<Server>, call: Call) -> Result<Answer> {
         .await?
         .ok_or_else(|| not_found("There is no room of this alias."))?;
     if creator != who.user_id.as_str() {
+        // Who has nothing to do with it is not told that it exists.
+        let outside = !server.config.policy.open_profile
+            && who.appservice.is_none()
+            && server.live.membership(&who.user_id, &room_id).is_none();
+        if outside {
+            return Err(not_found("There is no room of this alias."));
+        }
         may_make(&server, &who, &alias)?;
         if who.appservice.is_none() {
             return Err(forbidden("An alias is deleted by whoever made it."));

@@ -25,8 +25,8 @@ use crate::{
 
 /// The longest reason, in characters.
 const REASON_CHARS_MAX: usize = 500;
-/// Names that a purge forgets in the city's own rooms.
-const FORGET_MAX: usize = 10;
+/// Events, and lines, that a purge names in the city's own rooms.
+const FORGET_MAX: usize = 500;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
@@ -184,9 +184,9 @@ async fn export_room(server: Arc<Server>, call: Call) -> Result<Answer> {
 struct PurgeOrder {
     #[serde(flatten)]
     step: Step,
-    /// Names of the subject, to be emptied in the city's own rooms too.
+    /// What of the city's own rooms goes with it.
     #[serde(default)]
-    forget: Vec<String>,
+    forget: life::Forget,
 }
 
 async fn purge(server: Arc<Server>, call: Call) -> Result<Answer> {
@@ -194,8 +194,8 @@ async fn purge(server: Arc<Server>, call: Call) -> Result<Answer> {
     let retention = server.config.retention.clone();
     let hinted = room_id.clone();
     let place = Place { room_id: room_id.clone(), city: server.city_user.clone() };
-    // The names are taken from each call that comes, a repeated one too, and kept nowhere.
-    let names = Arc::new(Mutex::new(Vec::new()));
+    // Taken from each call that comes, a repeated one too, and kept nowhere.
+    let names = Arc::new(Mutex::new(life::Forget::default()));
     let given = Arc::clone(&names);
     once(
         Arc::clone(&server),
@@ -206,8 +206,8 @@ async fn purge(server: Arc<Server>, call: Call) -> Result<Answer> {
         },
         move |batch, body, acting| {
             Box::pin(async move {
-                if body.forget.len() > FORGET_MAX {
-                    return Err(invalid("At most 10 names to forget."));
+                if body.forget.events.len().max(body.forget.lines.len()) > FORGET_MAX {
+                    return Err(invalid("At most 500 events and lines to forget."));
                 }
                 city::city_room(batch, &place.room_id).await?;
                 let kind = batch.room(&place.room_id).await?.row.kind.clone();
@@ -223,7 +223,7 @@ async fn purge(server: Arc<Server>, call: Call) -> Result<Answer> {
     let names = std::mem::take(&mut *names.lock());
     let done = tokio::spawn(async move {
         let purge = life::carry_out_purge(&server, &room_id).await?;
-        let forgotten = life::forget_names(&server, &names).await?;
+        let forgotten = life::forget(&server, &names).await?;
         let row = store::rooms::row(&mut server.db.read().await?, &room_id).await?;
         let case = row.and_then(|row| row.opened_by_case);
         Ok::<_, Error>((life::purge_view(&purge, case.as_deref()), forgotten))

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     api::client::{content_of, directory},
+    config::CreateRooms,
     error::{Code, Result, forbidden, invalid, refuse},
     http::{
         caller::Requester,
@@ -48,8 +49,12 @@ async fn create_room(server: Arc<Server>, who: Requester, request: create::Reque
         }
         None => None,
     };
-    for target in request.invite.iter().take(300) {
-        super::members::asked_for(&server, target).await?;
+    // Whoever may make no room for several asks no appservice about them.
+    let alone = server.config.policy.create_rooms == CreateRooms::City && who.appservice.is_none();
+    if !alone || request.invite.len() == 1 {
+        for target in request.invite.iter().take(300) {
+            super::members::asked_for(&server, target).await?;
+        }
     }
     let name_too_long = request.name.as_ref().is_some_and(|name| name.chars().count() > 255);
     if name_too_long || request.topic.as_ref().is_some_and(|topic| topic.len() > 10_000) {
