@@ -123,3 +123,60 @@ fn forms() {
         Some(Ok(Command::WithdrawConsent { .. }))
     ));
 }
+
+#[test]
+fn a_rooms_life_after_closing() {
+    let life = |text: &str| match act(text) {
+        Action::Life { step, place, reason } => (step, place.number, reason),
+        other => panic!("{text}: {other:?}"),
+    };
+    assert_eq!(life("保管 14"), (Step::Archive, Some(14), String::new()));
+    assert_eq!(life("書き出し　部屋 １４"), (Step::Export, Some(14), String::new()));
+    assert_eq!(life("消去 14"), (Step::Purge, Some(14), String::new()));
+    assert_eq!(
+        life("法的保全 14 訴訟のため\n担当：法務課"),
+        (Step::Hold, Some(14), "訴訟のため\n担当：法務課".replace('：', ":"))
+    );
+    assert_eq!(life("保全解除 14"), (Step::Release, Some(14), String::new()));
+    assert_eq!(life("緊急閲覧 14 救急搬送の確認"), (Step::BreakGlass, Some(14), "救急搬送の確認".to_owned()));
+    assert_eq!(life("緊急閲覧終了 14").0, Step::EndBreakGlass);
+    let id = format!("${}", "a".repeat(43));
+    let Action::Redact { place, event_id, reason } =
+        act(&format!("投稿取消 14 https://matrix.to/#/!room/{id}?via=example.jp 別の方の写真"))
+    else {
+        panic!()
+    };
+    assert_eq!((place.number, event_id, reason.as_str()), (Some(14), id, "別の方の写真"));
+}
+
+/// Staff also talk to each other in the control room, about rooms and their numbers.
+#[test]
+fn talk_about_a_room_changes_nothing() {
+    for text in [
+        "保管 14 はもう済みましたか？",
+        "保管 箱は 14 個届きました",
+        "終了 14 はいつの予定ですか？",
+        "終了 した部屋は 14 です",
+        "再開 14 できますか",
+        "消去 してよいのは 14 だけです",
+        "緊急閲覧 14",
+        "緊急閲覧 14 は誰がしましたか？",
+        "法的保全 14",
+        "書き出し 14 と 15",
+        "端末失効 5 でよろしいですか",
+        "投稿取消 14 別の方の写真",
+    ] {
+        assert!(matches!(read(text), Some(Err(Problem::Usage(_)))), "{text}: {:?}", read(text));
+    }
+}
+
+#[test]
+fn everybody_chooses_their_mails() {
+    assert_eq!(mail_scope("メール通知"), Some(None));
+    assert_eq!(mail_scope("メール通知　すべて"), Some(Some("all")));
+    assert_eq!(mail_scope("メール通知 自分宛て"), Some(Some("highlight")));
+    assert_eq!(mail_scope("mail direct"), Some(Some("direct")));
+    for text in ["メール通知が来ません", "メールを送りました", "mailbox", "すべて"] {
+        assert_eq!(mail_scope(text), None, "{text}");
+    }
+}
