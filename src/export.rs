@@ -178,7 +178,7 @@ impl<'a> Export<'a> {
                 missing: Vec::new(),
                 files: BTreeMap::new(),
             },
-            names: HashMap::new(),
+            names: HashMap::from([(server.city_user.to_string(), server.config.city.name.clone())]),
             files: HashMap::new(),
         })
     }

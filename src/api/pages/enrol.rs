@@ -229,7 +229,7 @@ async fn listed(server: &Server, enrolment: &Enrolment) -> Result<Vec<ListedTerm
                 label: terminal.label,
                 number: terminal.id,
                 serial: certificate.serial,
-                until: crate::audit::day_of(certificate.not_after),
+                until: crate::audit::written_date(certificate.not_after),
             });
         }
     }

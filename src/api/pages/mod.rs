@@ -145,6 +145,12 @@ fn help_url(server: &Server) -> String {
 }
 
 /// What to do where the certificates are those of a CA of the city's own.
+const OUTSIDE_REVOKED_STEPS: &[&str] = &[
+    "新しい電子証明書が端末に入っているときは、ブラウザの画面をすべて閉じてから開き直し、新しいほうの電子証明書を選んでください。",
+    "心当たりがないとき、なくした端末が見つかったとき、もう一度使うときは、下の窓口に連絡してください。",
+];
+
+/// As above, where it is missing or unknown.
 const OUTSIDE_STEPS: &[&str] = &[
     "ブラウザの画面をすべて閉じてから開き直し、証明書の選択画面で、市が配布した電子証明書を選んでください。",
     "電子証明書は市が端末に入れ、このシステムに登録します。登録が済んでいない電子証明書と、有効期限の切れた電子証明書では使えません。",
@@ -209,7 +215,11 @@ pub fn refused(server: &Server, standing: Standing) -> Result<Answer> {
         ),
     };
     // Nobody fetches a certificate from Heya where the city hands them out itself.
-    let steps = if server.ca.has_key() || standing == Standing::Revoked { steps } else { OUTSIDE_STEPS };
+    let steps = match (server.ca.has_key(), standing) {
+        (true, _) => steps,
+        (false, Standing::Revoked) => OUTSIDE_REVOKED_STEPS,
+        (false, _) => OUTSIDE_STEPS,
+    };
     render(
         StatusCode::FORBIDDEN,
         &RefusedPage::new(
