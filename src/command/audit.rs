@@ -64,6 +64,13 @@ pub async fn run(config: &Config, audit: Audit) -> Result<ExitCode> {
     Ok(code)
 }
 
+/// What people wrote, on one line: a line break in a reason must not look like another entry.
+fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') { '␤' } else { c })
+        .collect()
+}
+
 async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
     let mut conn = db.read().await?;
     let mut room_id = None;
@@ -85,7 +92,7 @@ async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
         let who = if entry.name.is_empty() {
             entry.actor.clone()
         } else {
-            format!("{} ({})", entry.name, entry.actor)
+            format!("{} ({})", one_line(&entry.name), entry.actor)
         };
         println!(
             "{:>6} {} {who} {} {} 端末{} 証明書{} {} {} {}",
@@ -96,8 +103,8 @@ async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
             entry.terminal.map_or_else(|| "-".to_owned(), |t| t.to_string()),
             entry.certificate.as_deref().unwrap_or("-"),
             entry.address.as_deref().unwrap_or("-"),
-            entry.target,
-            entry.detail,
+            one_line(&entry.target),
+            one_line(&entry.detail),
         );
     }
     let Some(room_id) = room_id else { return Ok(()) };

@@ -249,6 +249,7 @@ pub async fn delete_rest(conn: &mut Conn, room_id: &RoomId) -> Result<()> {
     run!(conn, "DELETE FROM receipts WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM account_data WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM media_links WHERE room_id = $1", id)?;
+    run!(conn, "DELETE FROM public_rooms WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM break_glass WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM legal_holds WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM reading_marks WHERE room_id = $1", id)?;

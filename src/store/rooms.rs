@@ -505,3 +505,33 @@ pub async fn place_of(conn: &mut Conn, event_id: &EventId) -> Result<Option<(Own
     .map(|(room_id, order)| Ok((room_id.try_into()?, order)))
     .transpose()
 }
+
+/// Puts a room into the directory of public rooms, or takes it out.
+pub async fn set_public(conn: &mut Conn, room_id: &RoomId, public: bool, now: i64) -> Result<()> {
+    if public {
+        run!(
+            conn,
+            "INSERT INTO public_rooms (room_id, listed_at) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+            room_id.as_str(),
+            now
+        )?;
+    } else {
+        run!(conn, "DELETE FROM public_rooms WHERE room_id = $1", room_id.as_str())?;
+    }
+    Ok(())
+}
+
+/// Whether a room is in the directory.
+pub async fn is_public(conn: &mut Conn, room_id: &RoomId) -> Result<bool> {
+    let found =
+        one!(conn, (String,), "SELECT room_id FROM public_rooms WHERE room_id = $1", room_id.as_str())?;
+    Ok(found.is_some())
+}
+
+/// The rooms in the directory.
+pub async fn public_rooms(conn: &mut Conn) -> Result<Vec<OwnedRoomId>> {
+    all!(conn, (String,), "SELECT room_id FROM public_rooms ORDER BY room_id")?
+        .into_iter()
+        .map(|(id,)| id.try_into().map_err(Into::into))
+        .collect()
+}

@@ -104,8 +104,6 @@ def test_the_start_after_a_change_of_settings_records_it(logged: Server):
     assert last[:3] == after and last[3:] == [("server", "limits.upload_bytes", "1000000 → 52428800")]
 
 
-@pytest.mark.xfail(strict=True, reason="`heya audit list` prints details with their line breaks: what follows one can be made to look "
-                   "like an entry of its own (settings of several lines; reasons of holds and revocations)")
 @pytest.mark.parametrize("what", ["a setting", "a reason"])
 def test_what_has_several_lines_is_one_line_of_the_listing(what: str, fresh):
     """A line of the listing is an entry: nobody writes one by what they give as a reason."""

@@ -314,8 +314,6 @@ def test_what_is_switched_on_here_refuses_in_a_city(city: Server):
         assert answer.told == (403, "M_FORBIDDEN"), answer
 
 
-@pytest.mark.xfail(strict=True, reason="policy.public_directory = true lifts the refusals of GET /publicRooms and of visibility "
-                   "\"public\", but the list is always empty (directory.rs)")
 def test_the_directory_lists_public_rooms(lenient: Server):
     """Client-server API, "Listing rooms": visibility "public" puts a room into the list."""
     a, b, _ = two(lenient)
@@ -325,16 +323,12 @@ def test_the_directory_lists_public_rooms(lenient: Server):
     assert room in rooms and hidden not in rooms
 
 
-@pytest.mark.xfail(strict=True, reason="outside the open profile nobody joins a room uninvited, whatever its join rule and whatever "
-                   "policy.public_directory says (members.rs, hide_unknown)")
 def test_a_public_room_is_joined_without_an_invitation(lenient: Server):
     a, b, _ = two(lenient)
     room = a.ok("POST", f"{C}/createRoom", {"name": "公開", "visibility": "public", "preset": "public_chat"})["room_id"]
     b.ok("POST", f"{C}/join/{quote(room)}", {})
 
 
-@pytest.mark.xfail(strict=True, reason="with policy.public_directory = true PUT /directory/list/room/{roomId} still refuses, and GET says "
-                   "private of every room (directory.rs)")
 def test_a_room_is_put_into_the_directory_later(lenient: Server):
     a, _, _ = two(lenient)
     path = f"{C}/directory/list/room/"
@@ -344,7 +338,6 @@ def test_a_room_is_put_into_the_directory_later(lenient: Server):
     assert a.ok("GET", path + quote(room)) == {"visibility": "public"}
 
 
-@pytest.mark.xfail(strict=True, reason="POST /register asks no password rules, in a city's profile neither (register.rs, make)")
 def test_the_rules_for_passwords_hold_for_who_registers(lenient: Server):
     """`policy.password_length_min` is 8, and the account is like every other afterwards."""
     answer = by_token(lenient, f"w{secrets.token_hex(4)}", the_token(lenient), password="a")

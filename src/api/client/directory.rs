@@ -1,10 +1,10 @@
 //! The public directory and aliases. A city has no list of public rooms, and its aliases are those of appservices; the
-//! open profile leaves them to everybody.
+//! open profile leaves both to everybody.
 
 use std::sync::Arc;
 
 use http::Method;
-use ruma::{OwnedRoomId, RoomAliasId, RoomId};
+use ruma::{OwnedRoomId, RoomAliasId, RoomId, events::StateEventType};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use crate::{
         caller::{self, Requester},
         route::{Answer, Call, Routes},
     },
-    rooms::committer::Hint,
+    rooms::{committer::Hint, send},
     server::Server,
     store,
 };
@@ -24,29 +24,32 @@ const ALIASES_MAX: usize = 100;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
-    let mut routes = routes;
-    for method in [Method::GET, Method::POST] {
-        routes = routes.at(method, "/_matrix/client/v3/publicRooms", |server, call| async move {
-            caller::requester(&server, &call.parts).await?;
-            if !server.config.policy.public_directory {
-                return Err(forbidden("This server has no list of public rooms."));
-            }
-            Ok(json!({"chunk": [], "total_room_count_estimate": 0}).into())
-        });
-    }
     routes
+        .at(Method::GET, "/_matrix/client/v3/publicRooms", |server, call| async move {
+            let who = caller::requester(&server, &call.parts).await?;
+            let number = call.query("limit").map(|n| n.parse().map_err(|_| invalid("limit is no number.")));
+            let asked =
+                Asked { limit: number.transpose()?, since: call.query("since"), filter: Filter::default() };
+            public_rooms(&server, &who, asked).await
+        })
+        .at(Method::POST, "/_matrix/client/v3/publicRooms", |server, call| async move {
+            let who = caller::requester(&server, &call.parts).await?;
+            let (_, asked) = call.json::<Asked>(&server).await?;
+            public_rooms(&server, &who, asked).await
+        })
         .at(Method::GET, "/_matrix/client/v3/directory/list/room/{roomId}", |server, call| async move {
             let who = caller::requester(&server, &call.parts).await?;
-            let room_id = <&RoomId>::try_from(call.arg(0));
-            if !room_id.is_ok_and(|room_id| server.live.is_joined(&who.user_id, room_id)) {
-                return Err(not_found("No such room."));
+            let nothing = || not_found("No such room.");
+            let room_id = <&RoomId>::try_from(call.arg(0)).map_err(|_| nothing())?;
+            if store::rooms::is_public(&mut server.db.read().await?, room_id).await? {
+                return Ok(json!({"visibility": "public"}).into());
+            }
+            if !server.live.is_joined(&who.user_id, room_id) {
+                return Err(nothing());
             }
             Ok(json!({"visibility": "private"}).into())
         })
-        .at(Method::PUT, "/_matrix/client/v3/directory/list/room/{roomId}", |server, call| async move {
-            caller::requester(&server, &call.parts).await?;
-            Err(forbidden("This server has no list of public rooms."))
-        })
+        .at(Method::PUT, "/_matrix/client/v3/directory/list/room/{roomId}", list_room)
         .at(Method::GET, "/_matrix/client/v3/rooms/{roomId}/aliases", |server, call| async move {
             let who = caller::requester(&server, &call.parts).await?;
             let Some(room_id) = <&RoomId>::try_from(call.arg(0))
@@ -65,6 +68,133 @@ pub fn routes(routes: Routes) -> Routes {
         })
         .at(Method::PUT, "/_matrix/client/v3/directory/room/{roomAlias}", put)
         .at(Method::DELETE, "/_matrix/client/v3/directory/room/{roomAlias}", delete)
+}
+
+/// What of the directory is asked for (client-server API, `POST /publicRooms`).
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Asked {
+    limit: Option<usize>,
+    since: Option<String>,
+    filter: Filter,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Filter {
+    generic_search_term: Option<String>,
+    room_types: Option<Vec<Option<String>>>,
+}
+
+/// Rooms of the directory in one answer.
+const PAGE_MAX: usize = 100;
+
+/// The directory, the rooms with most members first.
+async fn public_rooms(server: &Arc<Server>, _who: &Requester, asked: Asked) -> Result<Answer> {
+    if !server.config.policy.public_directory {
+        return Err(no_directory());
+    }
+    let begin: usize = match asked.since.as_deref() {
+        None | Some("") => 0,
+        Some(token) => token
+            .strip_prefix('p')
+            .and_then(|n| n.parse().ok())
+            .ok_or_else(|| invalid("since is no token of this list."))?,
+    };
+    let limit = asked.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+    let term = asked.filter.generic_search_term.as_deref().map(crate::search::normal);
+    let mut rooms = Vec::new();
+    for room_id in store::rooms::public_rooms(&mut server.db.read().await?).await? {
+        let room = server.live.room(&server.db, &room_id).await?;
+        let view = room.current()?;
+        let text = |kind: StateEventType, field: &str| view.state.content_str(&kind, "", field);
+        let kind = text(StateEventType::RoomCreate, "type");
+        let entry = json!({
+            "room_id": room_id,
+            "name": text(StateEventType::RoomName, "name"),
+            "topic": text(StateEventType::RoomTopic, "topic"),
+            "canonical_alias": text(StateEventType::RoomCanonicalAlias, "alias"),
+            "avatar_url": text(StateEventType::RoomAvatar, "url"),
+            "join_rule": text(StateEventType::RoomJoinRules, "join_rule"),
+            "room_type": kind,
+            "num_joined_members": view.state.members("join").count(),
+            "world_readable": view.state.history_visibility() == "world_readable",
+            "guest_can_join":
+                text(StateEventType::RoomGuestAccess, "guest_access").as_deref() == Some("can_join"),
+        });
+        let found = |term: &str| {
+            ["name", "topic", "canonical_alias"].iter().any(|field| {
+                entry[field].as_str().is_some_and(|text| crate::search::normal(text).contains(term))
+            })
+        };
+        let of_type = asked.filter.room_types.as_ref().is_none_or(|types| types.contains(&kind));
+        if of_type && term.as_deref().is_none_or(found) {
+            rooms.push(entry);
+        }
+    }
+    rooms.sort_by_key(|entry| std::cmp::Reverse(entry["num_joined_members"].as_u64()));
+    for entry in &mut rooms {
+        // What there is not is left out.
+        if let Some(fields) = entry.as_object_mut() {
+            fields.retain(|_, value| !value.is_null());
+        }
+    }
+    let total = rooms.len();
+    let page: Vec<_> = rooms.into_iter().skip(begin).take(limit).collect();
+    let mut answer = json!({"chunk": page, "total_room_count_estimate": total});
+    if begin + limit < total {
+        answer["next_batch"] = format!("p{}", begin + limit).into();
+    }
+    if begin > 0 {
+        answer["prev_batch"] = format!("p{}", begin.saturating_sub(limit)).into();
+    }
+    Ok(answer.into())
+}
+
+fn no_directory() -> crate::error::Error {
+    forbidden("This server has no list of public rooms.")
+}
+
+#[derive(Deserialize)]
+struct Visibility {
+    #[serde(default)]
+    visibility: Option<String>,
+}
+
+/// Puts a room into the directory, or takes it out: by whoever may set its state. A room of the city never.
+async fn list_room(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let who = caller::requester(&server, &call.parts).await?;
+    if !server.config.policy.public_directory {
+        return Err(no_directory());
+    }
+    let room_id = OwnedRoomId::try_from(call.arg(0)).map_err(|_| not_found("No such room."))?;
+    if !server.live.is_joined(&who.user_id, &room_id) {
+        return Err(forbidden("You are not a member of this room."));
+    }
+    let (_, body) = call.json::<Visibility>(&server).await?;
+    let public = match body.visibility.as_deref() {
+        None | Some("public") => true,
+        Some("private") => false,
+        _ => return Err(invalid("visibility is \"public\" or \"private\".")),
+    };
+    let entry =
+        crate::audit::Entry { room_id: room_id.to_string(), ..who.entry(server.now(), "room.directory") };
+    server
+        .commit(Hint { rooms: vec![room_id.clone()], txn: None }, move |batch| {
+            Box::pin(async move {
+                let room = batch.room(&room_id).await?;
+                let needed = send::level(&room.state, "state_default", 50);
+                if room.row.room_number.is_some() || send::power(room, &who.user_id)? < needed {
+                    return Err(forbidden("You are not allowed to do this in this room."));
+                }
+                let now = batch.now;
+                store::rooms::set_public(batch.sql().await?, &room_id, public, now).await?;
+                batch.audit(entry);
+                Ok(json!({}))
+            })
+        })
+        .await
+        .map(Into::into)
 }
 
 /// An alias of this server.

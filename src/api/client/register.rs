@@ -17,7 +17,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    accounts::{guests, sessions},
+    accounts::{guests, passwords, sessions},
     config::Registration,
     error::{Code, Error, Result, forbidden, refuse},
     http::{
@@ -110,6 +110,9 @@ async fn answer(
         return Err(refuse(Code::MissingParam, "A password is needed."));
     };
     let user_id = free_name(&server, &name).await?;
+    if !server.config.policy.open_profile {
+        passwords::check_rules(&password, server.config.policy.password_length_min, &[&name])?;
+    }
     make(&server, user_id, Some(&password), "open", &request).await
 }
 

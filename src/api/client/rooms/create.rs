@@ -40,6 +40,7 @@ async fn create_room(server: Arc<Server>, who: Requester, request: create::Reque
             "People are invited by their user id: this server knows no identity server.",
         ));
     }
+    let public = request.visibility == Visibility::Public;
     let alias = match &request.room_alias_name {
         Some(name) => {
             let alias = RoomAliasId::parse(format!("#{name}:{}", server.name))
@@ -118,6 +119,10 @@ async fn create_room(server: Arc<Server>, who: Requester, request: create::Reque
                     batch
                         .append(Intent::state(&room_id, &creator, "m.room.canonical_alias", "", content)?)
                         .await?;
+                }
+                if public {
+                    let now = batch.now;
+                    store::rooms::set_public(batch.sql().await?, &room_id, true, now).await?;
                 }
                 batch.audit(crate::audit::Entry { room_id: room_id.to_string(), ..entry });
                 Ok(room_id)

@@ -272,8 +272,14 @@ async fn joined(
     room_id: OwnedRoomId,
     reason: Option<String>,
 ) -> Result<Answer> {
-    if !server.config.policy.open_profile && who.appservice.is_none() {
-        hide_unknown(server, who, &room_id)?;
+    let policy = &server.config.policy;
+    if !policy.open_profile && who.appservice.is_none() {
+        // What is in the directory hides from nobody; the room's own rules decide then.
+        let listed = policy.public_directory
+            && store::rooms::is_public(&mut server.db.read().await?, &room_id).await?;
+        if !listed {
+            hide_unknown(server, who, &room_id)?;
+        }
     }
     let entry = crate::audit::Entry {
         room_id: room_id.to_string(),
