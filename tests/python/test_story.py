@@ -659,7 +659,7 @@ def test_the_listing_tells_who_looked(tale: Tale):
         if not re.search(r" room\.(opened|delivered) ", row):
             continue
         found = re.match(r" *\d+ \d{4}年\d+月\d+日 \d\d:\d\d (.*) room\.", row)
-        assert found and re.search(r" 端末\d+ 127\.0\.0\.1 ", row), row
+        assert found and re.search(r" 端末\d+ 証明書[0-9a-f]+ 127\.0\.0\.1 ", row), row
         who = re.search(r"@[a-z]+\d+:localhost:\d+", found[1])
         assert who, row
         looked.setdefault(who[0], set()).add(found[1])
