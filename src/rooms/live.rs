@@ -221,6 +221,8 @@ pub struct LiveUser {
     pub last_volatile: AtomicU64,
     /// Position of the newest change of the user's own account data, to-device messages or keys.
     pub personal_position: AtomicI64,
+    /// The `personal_position` at which no to-device message waited for any of the user's devices; 0 = not known.
+    pub nothing_waits_at: AtomicI64,
     /// Long polls wait here.
     pub wake: Notify,
     /// Counts how often account data changed; guards the cache of push rules.

@@ -120,15 +120,20 @@ async fn acknowledge(
     position: i64,
     user: &LiveUser,
 ) -> Result<()> {
-    if user.personal_position.load(Ordering::Acquire) == 0 {
+    // Read before the database is asked: a message that comes afterwards moves it, and is asked for then.
+    let personal = user.personal_position.load(Ordering::Acquire);
+    if personal == 0 || user.nothing_waits_at.load(Ordering::Acquire) == personal {
         return Ok(());
     }
     let mut conn = server.db.read().await?;
     let waiting = store::keys::to_device(&mut conn, who.user_id.as_str(), device, 0, position, 1).await?;
-    drop(conn);
     if waiting.is_empty() {
+        if !store::keys::any_to_device(&mut conn, who.user_id.as_str()).await? {
+            user.nothing_waits_at.store(personal, Ordering::Release);
+        }
         return Ok(());
     }
+    drop(conn);
     let (user_id, device) = (who.user_id.clone(), device.to_owned());
     server
         .commit(crate::rooms::committer::Hint::default(), move |batch| {

@@ -119,3 +119,23 @@ data_dir = "{tmp_path}/data"
     finally:
         server.terminate()
         server.wait(20)
+
+
+def test_messages_to_a_device_come_once_and_after_quiet(open_server):
+    """Client-server API, "Send-to-Device messaging": told until acknowledged by the next sync, then gone; and what comes
+    after many quiet syncs is not missed."""
+    a, b = (open_server.register() for _ in range(2))
+    room = a.client.ok("POST", f"{C}/createRoom", {"invite": [b.user_id]})["room_id"]
+    b.client.ok("POST", f"{C}/join/{quote(room)}", {})
+    device = b.client.ok("GET", f"{C}/account/whoami")["device_id"]
+    since = b.client.sync()["next_batch"]
+    for n in range(3):
+        for _ in range(3):
+            quiet = b.client.sync(since)
+            assert not quiet.get("to_device", {}).get("events")
+            since = quiet["next_batch"]
+        a.client.ok("PUT", f"{C}/sendToDevice/m.test/{n}", {"messages": {b.user_id: {device: {"n": n}}}})
+        for _ in range(2):
+            told = b.client.sync(since)
+            assert [event["content"] for event in told["to_device"]["events"]] == [{"n": n}]
+        since = told["next_batch"]
