@@ -109,3 +109,34 @@ fn nothing_unfinished_is_left() {
         }
     }
 }
+
+/// Telephone numbers begin with 0 and another digit, `0000-…` is nobody's; municipalities have a domain of their own.
+#[test]
+fn no_real_numbers_or_addresses() {
+    let number = regex::Regex::new(r"\b0[1-9][0-9]{0,3}-[0-9]{1,4}-[0-9]{3,4}\b").unwrap();
+    let municipal = ["lg", ".jp"].concat();
+    let mut folders = vec![PathBuf::from(".")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() {
+                let ours = !name.starts_with('.')
+                    && !["target", "node_modules", "data", "demo-data", "screenshots"]
+                        .contains(&name.as_str());
+                if ours {
+                    folders.push(path);
+                }
+                continue;
+            }
+            let read = ["rs", "py", "mjs", "md", "toml", "html", "css", "sql", "tsv", "txt"];
+            if !path.extension().is_some_and(|e| read.iter().any(|known| e == *known)) {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(!text.contains(&municipal), "{} has an address of a municipality", path.display());
+            let found = number.find(&text).map(|found| found.as_str().to_owned());
+            assert_eq!(found, None, "{} has a telephone number", path.display());
+        }
+    }
+}
