@@ -69,6 +69,8 @@ const ROOMS_MAX: usize = 4_000;
 pub struct Live {
     position: AtomicI64,
     volatile: AtomicU64,
+    /// Position of the newest change of any device's keys: a sync behind it asks whose.
+    pub device_keys_at: AtomicI64,
     rooms: RwLock<HashMap<OwnedRoomId, Arc<LiveRoom>>>,
     users: RwLock<HashMap<OwnedUserId, Arc<LiveUser>>>,
     /// Told after every commit: the followers (push, appservices, search) wait on it.
@@ -257,6 +259,7 @@ impl Live {
         Ok(Self {
             position: AtomicI64::new(position),
             volatile: AtomicU64::new(0),
+            device_keys_at: AtomicI64::new(store::keys::newest(&mut conn).await?),
             rooms: RwLock::default(),
             users: RwLock::new(users),
             committed: Notify::new(),

@@ -34,6 +34,12 @@ pub async fn device_keys(conn: &mut Conn, user_id: &str) -> Result<Vec<(String, 
     )
 }
 
+/// Position of the newest change of device keys; 0 where there are none.
+pub async fn newest(conn: &mut Conn) -> Result<i64> {
+    Ok(one!(conn, (i64,), "SELECT CAST(COALESCE(MAX(position), 0) AS BIGINT) FROM device_keys")?
+        .map_or(0, |(n,)| n))
+}
+
 /// Users whose device keys changed after a position and up to one.
 pub async fn changed(conn: &mut Conn, after: i64, upto: i64) -> Result<Vec<String>> {
     Ok(all!(

@@ -169,7 +169,10 @@ async fn answer(
     let mut to_device = Vec::new();
     let mut changed_devices = Vec::new();
     let mut upto = upto;
-    {
+    // Most syncs are of a message that somebody wrote: they need no database.
+    let keys_changed =
+        since.position > 0 && server.live.device_keys_at.load(Ordering::Acquire) > since.position;
+    if personal || keys_changed {
         let mut conn = server.db.read().await?;
         if personal {
             let rows = store::personal::account_data_after(
@@ -194,7 +197,7 @@ async fn answer(
                 .await?;
             }
         }
-        if since.position > 0 {
+        if keys_changed {
             changed_devices = store::keys::changed(&mut conn, since.position, upto.position).await?;
             changed_devices.retain(|id| {
                 <&ruma::UserId>::try_from(id.as_str())

@@ -139,3 +139,22 @@ def test_messages_to_a_device_come_once_and_after_quiet(open_server):
             told = b.client.sync(since)
             assert [event["content"] for event in told["to_device"]["events"]] == [{"n": n}]
         since = told["next_batch"]
+
+
+def test_new_device_keys_are_told_to_whoever_shares_a_room(open_server):
+    """Client-server API, "Tracking the device list": also after quiet syncs, and to nobody else."""
+    a, b, stranger = (open_server.register() for _ in range(3))
+    room = a.client.ok("POST", f"{C}/createRoom", {"invite": [b.user_id]})["room_id"]
+    b.client.ok("POST", f"{C}/join/{quote(room)}", {})
+    device = b.client.ok("GET", f"{C}/account/whoami")["device_id"]
+    since, far = a.client.sync()["next_batch"], stranger.client.sync()["next_batch"]
+    for n in range(2):
+        since = a.client.sync(since)["next_batch"]
+        b.client.ok("POST", f"{C}/keys/upload", {"device_keys": {
+            "user_id": b.user_id, "device_id": device, "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
+            "keys": {f"curve25519:{device}": f"key{n}"}, "signatures": {}}})
+        told = a.client.sync(since)
+        assert told["device_lists"]["changed"] == [b.user_id]
+        since = told["next_batch"]
+        assert not a.client.sync(since).get("device_lists", {}).get("changed")
+    assert not stranger.client.sync(far).get("device_lists", {}).get("changed")

@@ -100,6 +100,10 @@ async fn upload(server: Arc<Server>, call: Call) -> Result<Answer> {
                     let text = keys.to_string();
                     store::keys::put_device_keys(batch.sql().await?, user_id, &device, &text, position)
                         .await?;
+                    let live = Arc::clone(&batch.live);
+                    batch.after_commit(move || {
+                        live.device_keys_at.fetch_max(position, std::sync::atomic::Ordering::AcqRel);
+                    });
                     // Everybody who shares a room hears of it with their next sync.
                     let others: Vec<OwnedUserId> = {
                         let rooms = batch.live.joined_rooms(&who.user_id);
