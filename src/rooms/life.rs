@@ -225,6 +225,12 @@ pub async fn begin_purge(
             events += 1;
         }
     }
+    // Who was just removed from it is told by events that are not written yet.
+    for event in batch.pending.events.iter().filter(|event| event.room_id == room_id) {
+        hasher.update(event.event_id.as_bytes());
+        hasher.update(b"\n");
+        events += 1;
+    }
     let purge = Purge {
         room_id: room_id.to_string(),
         room_number: row.room_number.unwrap_or_default(),
