@@ -308,6 +308,12 @@ fn own_certificate(server: &Server) -> Result<ServerFiles> {
             .ca
             .issue_server(&names, &addresses, terminals::at(server.now()), time::Duration::days(397))
             .map_err(|error| Error::internal(error.to_string()))?;
+        // What an interrupted start left of the pair was never in use.
+        for half in [&files.key, &files.certificate] {
+            if half.exists() {
+                std::fs::remove_file(half)?;
+            }
+        }
         issued.write(&files).map_err(|error| Error::internal(error.to_string()))?;
         tracing::warn!(
             "the server certificate is by Heya's own CA: set tls.certificate and tls.key to one by a public CA"

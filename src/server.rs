@@ -123,6 +123,16 @@ impl Server {
         };
         let (committer, task) = Committer::start(context).await?;
         let epoch = fixed_at_first_start(&committer, &db, &name).await?;
+        // The key is written last: without it and with nothing issued, an interrupted first start begins anew. Where
+        // certificates were issued it was lost, and a new CA would lock every terminal out without a word.
+        let lost = keys.join("ca.pem").exists() && !keys.join("ca.key").exists();
+        if lost && !store::accounts::certificates(&mut db.read().await?).await?.is_empty() {
+            return Err(Error::internal(format!(
+                "{} is missing: put it back from the copy of keys/. (To begin with a new CA, remove ca.pem too; every \
+                 terminal must then enrol again.)",
+                keys.join("ca.key").display()
+            )));
+        }
         let ca = if config.tls.client_ca.as_os_str().is_empty() {
             tls::Ca::load_or_create(
                 &keys,

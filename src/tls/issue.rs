@@ -157,12 +157,6 @@ impl IssuedCertificate {
     /// for its owner only. Existing files are never replaced.
     pub fn write(&self, files: &ServerFiles) -> Result<(), TlsError> {
         let chain = [self.certificate_pem.as_str(), &pem("CERTIFICATE", &self.ca_der)].concat();
-        // What an interrupted start left of a pair was never in use.
-        for path in [&files.key, &files.certificate] {
-            if path.symlink_metadata().is_ok() {
-                std::fs::remove_file(path).map_err(files::file_error(path))?;
-            }
-        }
         files::write_private(&files.key, self.key_pem().as_bytes())?;
         files::write_public(&files.certificate, chain.as_bytes())
     }

@@ -732,3 +732,18 @@ def test_killed_in_its_first_start(database: str, tmp_path):
             assert verified.returncode == 0, verified
         finally:
             server.remove()
+
+
+def test_a_lost_ca_key_is_no_first_start(fresh):
+    """Where terminals have certificates, a new CA would lock all of them out: the start says what is missing."""
+    city = fresh()
+    city.person()
+    city.stop()
+    key = (city.data / "keys" / "ca.key").read_bytes()
+    (city.data / "keys" / "ca.key").unlink()
+    done = subprocess.run(city.command("serve"), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "ca.key is missing" in done.stderr, done
+    (city.data / "keys" / "ca.key").write_bytes(key)
+    (city.data / "keys" / "ca.key").chmod(0o600)
+    city.start()
+    city.first_staff().client.sync()
