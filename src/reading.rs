@@ -20,6 +20,9 @@ use crate::{
 const HOUR_MS: i64 = 3_600_000;
 /// Looks remembered; beyond it every look is logged.
 const LOOKS_MAX: usize = 200_000;
+/// The two kinds of looks, as the log has them.
+const OPENED: &str = "room.opened";
+const DELIVERED: &str = "room.delivered";
 /// Marks written in one unit.
 const MARKS_MAX: usize = 500;
 
@@ -49,12 +52,12 @@ pub async fn opened(
     room_id: &RoomId,
     what: &'static str,
 ) -> Result<()> {
-    record(server, who, room_id, "room.opened", what, server.live.position()).await
+    record(server, who, room_id, OPENED, what, server.live.position()).await
 }
 
 /// Records that a room's events up to a position were delivered to a terminal by sync.
 pub async fn delivered(server: &Arc<Server>, who: &Requester, room_id: &RoomId, upto: i64) -> Result<()> {
-    record(server, who, room_id, "room.delivered", "sync", upto).await
+    record(server, who, room_id, DELIVERED, "sync", upto).await
 }
 
 async fn record(
@@ -132,11 +135,24 @@ pub async fn save_marks(server: &Arc<Server>) -> Result<()> {
             return Ok(());
         }
         let more = marks.len() == MARKS_MAX;
-        server
+        let written = marks.clone();
+        let saved = server
             .commit(Hint::default(), move |batch| {
-                Box::pin(async move { store::audit::advance(batch.sql().await?, &marks).await })
+                Box::pin(async move { store::audit::advance(batch.sql().await?, &written).await })
             })
-            .await?;
+            .await;
+        if let Err(error) = saved {
+            // The next minute counts them.
+            let mut looks = server.looks.0.lock();
+            for mark in marks {
+                let terminal = (mark.terminal != 0).then_some(mark.terminal);
+                let action = if mark.action == DELIVERED { DELIVERED } else { OPENED };
+                if let Some(seen) = looks.get_mut(&(mark.user_id, action, terminal, mark.room_id)) {
+                    seen.unsaved += mark.looks;
+                }
+            }
+            return Err(error);
+        }
         if !more {
             return Ok(());
         }

@@ -370,27 +370,35 @@ pub async fn forget(conn: &mut Conn, user_id: &str, room_id: &RoomId) -> Result<
     Ok(())
 }
 
+/// The columns of a receipt.
+type StoredReceipt = (String, String, String, String, String, i64, i64, i64);
+
+fn receipt(
+    (room_id, user_id, kind, thread, event_id, event_order, ts, position): StoredReceipt,
+) -> Result<Receipt> {
+    Ok(Receipt {
+        room_id: room_id.try_into()?,
+        user_id: user_id.try_into()?,
+        kind,
+        thread,
+        event_id: event_id.try_into()?,
+        event_order,
+        ts,
+        position,
+    })
+}
+
 /// The receipts of a room.
 pub async fn receipts(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Receipt>> {
     all!(
         conn,
-        (String, String, String, String, i64, i64, i64),
-        "SELECT user_id, kind, thread, event_id, event_order, ts, position FROM receipts WHERE room_id = $1",
+        StoredReceipt,
+        "SELECT room_id, user_id, kind, thread, event_id, event_order, ts, position FROM receipts \
+         WHERE room_id = $1",
         room_id.as_str()
     )?
     .into_iter()
-    .map(|(user_id, kind, thread, event_id, event_order, ts, position)| {
-        Ok(Receipt {
-            room_id: room_id.to_owned(),
-            user_id: user_id.try_into()?,
-            kind,
-            thread,
-            event_id: event_id.try_into()?,
-            event_order,
-            ts,
-            position,
-        })
-    })
+    .map(receipt)
     .collect()
 }
 
@@ -398,7 +406,7 @@ pub async fn receipts(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Receipt>>
 pub async fn receipts_between(conn: &mut Conn, after: i64, upto: i64, limit: usize) -> Result<Vec<Receipt>> {
     all!(
         conn,
-        (String, String, String, String, String, i64, i64, i64),
+        StoredReceipt,
         "SELECT room_id, user_id, kind, thread, event_id, event_order, ts, position FROM receipts \
          WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3",
         after,
@@ -406,18 +414,7 @@ pub async fn receipts_between(conn: &mut Conn, after: i64, upto: i64, limit: usi
         i64::try_from(limit).unwrap_or(i64::MAX)
     )?
     .into_iter()
-    .map(|(room_id, user_id, kind, thread, event_id, event_order, ts, position)| {
-        Ok(Receipt {
-            room_id: room_id.try_into()?,
-            user_id: user_id.try_into()?,
-            kind,
-            thread,
-            event_id: event_id.try_into()?,
-            event_order,
-            ts,
-            position,
-        })
-    })
+    .map(receipt)
     .collect()
 }
 

@@ -323,6 +323,14 @@ def test_the_directory_lists_public_rooms(lenient: Server):
     assert room in rooms and hidden not in rooms
 
 
+def test_tokens_of_the_directory_are_numbers_of_any_size(lenient: Server):
+    _, b, _ = two(lenient)
+    far = b.ok("GET", f"{C}/publicRooms?since=p{2**64 - 1}&limit=10")
+    assert far["chunk"] == [] and "next_batch" not in far
+    for bad in ("x", "p", "p-1", f"p{2**64}"):
+        assert b.get(f"{C}/publicRooms?since={bad}").told == (400, "M_INVALID_PARAM"), bad
+
+
 def test_a_public_room_is_joined_without_an_invitation(lenient: Server):
     a, b, _ = two(lenient)
     room = a.ok("POST", f"{C}/createRoom", {"name": "公開", "visibility": "public", "preset": "public_chat"})["room_id"]

@@ -88,6 +88,7 @@ async fn answer(
         Registration::Token => "m.login.registration_token",
         Registration::Open => "m.login.dummy",
     };
+    slow_down(&server, &peer)?;
     let passed = match (&request.auth, server.config.policy.registration) {
         (Some(AuthData::Dummy(_)), Registration::Open) => true,
         (Some(AuthData::RegistrationToken(given)), Registration::Token) => {
@@ -116,6 +117,14 @@ async fn answer(
     make(&server, user_id, Some(&password), "open", &request).await
 }
 
+/// Who has no account yet is counted by address, as log-ins are.
+fn slow_down(server: &Server, peer: &Peer) -> Result<()> {
+    if server.config.policy.rate_limits {
+        server.limiter.allow_before_login(peer.address.ip(), server.now())?;
+    }
+    Ok(())
+}
+
 /// A guest: an account for one session (client-server API, `POST /register?kind=guest`).
 async fn guest(server: Arc<Server>, call: Call) -> Result<Answer> {
     let peer = caller::peer(&call.parts)?;
@@ -123,6 +132,7 @@ async fn guest(server: Arc<Server>, call: Call) -> Result<Answer> {
         return Err(refuse(Code::GuestAccessForbidden, "Guests are not let in."));
     }
     caller::terminal(&server, &peer)?;
+    slow_down(&server, &peer)?;
     let (_, body) = call.json::<Guest>(&server).await?;
     let user_id = parse_name(&server, &guests::localpart())?;
     let mut request = register::Request::new();
