@@ -91,6 +91,8 @@ pub enum Code {
     Held,
     /// `/_heya/v1`: the room's retention has not run out.
     Retained,
+    /// The position of a sliding sync is not known: the client starts afresh (MSC4186).
+    UnknownPos,
     /// The server cannot answer now.
     Unavailable,
     /// User-interactive authentication is needed; the body goes in [`Refusal::extra`].

@@ -54,6 +54,8 @@ pub struct Server {
     pub appservices: Appservices,
     /// Pushers.
     pub pushers: Arc<Pushers>,
+    /// What each connection of a sliding sync has been told.
+    pub sliding: crate::sync::sliding::connection::Connections,
     /// Blobs of media.
     pub blobs: Blobs,
     /// What user-interactive authentications were begun for, and when, by their session.
@@ -162,6 +164,7 @@ impl Server {
             ca: Arc::new(ca),
             appservices,
             pushers: Arc::new(Pushers::load(&db).await?),
+            sliding: crate::sync::sliding::connection::Connections::default(),
             blobs: Blobs::new(data.join("media")),
             interactive: Mutex::default(),
             nonces: Mutex::default(),

@@ -50,6 +50,7 @@ pub fn status(code: Code) -> (StatusCode, &'static str) {
         Code::RoomState => (StatusCode::CONFLICT, "JP_HEYA_ROOM_STATE"),
         Code::Held => (StatusCode::CONFLICT, "JP_HEYA_HELD"),
         Code::Retained => (StatusCode::CONFLICT, "JP_HEYA_RETAINED"),
+        Code::UnknownPos => (StatusCode::BAD_REQUEST, "M_UNKNOWN_POS"),
         Code::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN"),
         Code::Interactive => (StatusCode::UNAUTHORIZED, ""),
     }

@@ -27,6 +27,41 @@ const PAGE: usize = 200;
 
 type Receipts = BTreeMap<(OwnedUserId, String, String), Receipt>;
 
+/// How many unread events notify.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// All that notify.
+    pub notify: u64,
+    /// Those that do as a highlight.
+    pub highlight: u64,
+}
+
+/// Unread counts of a room, apart for its threads (client-server API, "Receiving notifications").
+#[derive(Clone, Debug, Default)]
+pub struct Unread {
+    /// What is in no thread.
+    pub main: Count,
+    /// Threads with something unread that notifies, by their root.
+    pub threads: BTreeMap<String, Count>,
+}
+
+impl Unread {
+    /// Threads and the rest together, for who does not tell them apart.
+    pub fn total(&self) -> Count {
+        self.threads.values().fold(self.main, |sum, count| Count {
+            notify: sum.notify + count.notify,
+            highlight: sum.highlight + count.highlight,
+        })
+    }
+
+    fn of(&mut self, thread: Option<&str>) -> &mut Count {
+        match thread {
+            None => &mut self.main,
+            Some(root) => self.threads.entry(root.to_owned()).or_default(),
+        }
+    }
+}
+
 /// What was counted for one user in one room, and what the counts rest on.
 #[derive(Clone, Debug, Default)]
 pub struct Counted {
@@ -34,26 +69,27 @@ pub struct Counted {
     read: Read,
     /// Counted up to this position.
     upto: i64,
-    notify: u64,
-    highlight: u64,
+    unread: Unread,
 }
 
 /// What a user has read of a room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Read {
-    /// Everything up to this order: the newest receipt without a thread or of the main one (`m.read` or
-    /// `m.read.private`), or the beginning of the membership.
-    base: i64,
-    /// Threads read further than that, by their root.
+    /// Everything up to this order: the newest receipt without a thread (`m.read` or `m.read.private`), or the
+    /// beginning of the membership.
+    all: i64,
+    /// What is in no thread, up to this order: the newest receipt of the thread `main`.
+    main: i64,
+    /// Threads read further than everything, by their root.
     threads: BTreeMap<String, i64>,
 }
 
-/// How many unread events of the room notify the user, and how many of them are highlights.
-pub async fn unread(server: &Arc<Server>, user: &UserId, room: &LiveRoom) -> Result<(u64, u64)> {
+/// The unread events of the room that notify the user.
+pub async fn unread(server: &Arc<Server>, user: &UserId, room: &LiveRoom) -> Result<Unread> {
     let view = room.current()?;
     let room_id = &view.row.room_id;
     let joined = server.live.membership(user, room_id).filter(|m| m.membership == "join");
-    let Some(joined) = joined else { return Ok((0, 0)) };
+    let Some(joined) = joined else { return Ok(Unread::default()) };
     let rules = rules::ruleset(server, user).await?;
     let read = Read::of(&room.receipts.read(), user, joined.changed_at);
     let live = server.live.user(user);
@@ -68,14 +104,15 @@ pub async fn unread(server: &Arc<Server>, user: &UserId, room: &LiveRoom) -> Res
         Some(counted) => counted,
         None => recount(server, room, &view, user, rules, read).await?,
     };
-    let counts = (counted.notify, counted.highlight);
+    let unread = counted.unread.clone();
     live.unread.lock().insert(room_id.clone(), counted);
-    Ok(counts)
+    Ok(unread)
 }
 
-/// The order up to which the user's receipts say that the room was read; 0 where there is none.
-pub fn read_upto(room: &LiveRoom, user: &UserId) -> i64 {
-    Read::of(&room.receipts.read(), user, 0).base
+/// Whether the user's receipts say that an event was read.
+pub fn has_read(room: &LiveRoom, user: &UserId, event: &Event) -> bool {
+    let read = Read::of(&room.receipts.read(), user, 0);
+    event.position <= read.upto(thread_of(event).as_deref())
 }
 
 /// Whether an event notifies, and whether as a highlight.
@@ -99,50 +136,83 @@ async fn recount(
         (timeline.events.iter().cloned().collect::<Vec<_>>(), timeline.complete_after)
     };
     let upto = newest.last().map_or(complete_after, |event| event.position);
-    let mut counted = Counted { rules, read, upto, notify: 0, highlight: 0 };
-    let mut seen = 0;
+    let room_id = &view.row.room_id;
+    let mut back = Back {
+        counted: Counted { rules, read, upto, unread: Unread::default() },
+        context: &context,
+        written: BTreeMap::new(),
+        seen: 0,
+    };
     for event in newest.iter().rev() {
-        seen += 1;
-        if counted.back_over(event, &context).await.is_break() || seen == EVENTS_MAX {
-            return Ok(counted);
+        if back.over(event).await.is_break() {
+            return Ok(back.counted);
         }
     }
-    if complete_after <= counted.read.base {
-        return Ok(counted);
-    }
-    // Memory does not reach back far enough.
-    let mut conn = server.db.read().await?;
+    // Memory does not reach back far enough. Once what is in no thread is read, only threads are asked for.
     let mut before = complete_after + 1;
-    loop {
-        let page = store::events::before(&mut conn, &view.row.room_id, before, PAGE).await?;
-        let Some(oldest) = page.last() else { return Ok(counted) };
+    while before > back.counted.read.all + 1 {
+        let mut conn = server.db.read().await?;
+        let page = if before > back.main() + 1 {
+            store::events::before(&mut conn, room_id, before, PAGE).await?
+        } else {
+            let after = back.counted.read.all;
+            store::events::in_threads(&mut conn, room_id, (after, before), PAGE).await?
+        };
+        drop(conn);
+        let Some(oldest) = page.last() else { break };
         before = oldest.position;
         for event in &page {
-            seen += 1;
-            if counted.back_over(event, &context).await.is_break() || seen == EVENTS_MAX {
-                return Ok(counted);
+            if back.over(event).await.is_break() {
+                return Ok(back.counted);
             }
         }
+    }
+    Ok(back.counted)
+}
+
+/// A count that goes back in time.
+struct Back<'a> {
+    counted: Counted,
+    context: &'a PushConditionRoomCtx,
+    /// Where the user wrote last, by thread ("" = none): who writes has read.
+    written: BTreeMap<String, i64>,
+    seen: usize,
+}
+
+impl Back<'_> {
+    /// The order up to which what is in no thread is read.
+    fn main(&self) -> i64 {
+        self.written.get("").copied().unwrap_or(0).max(self.counted.read.main)
+    }
+
+    /// Counts an older event, or says that there is nothing more to count.
+    async fn over(&mut self, event: &Event) -> ControlFlow<()> {
+        self.seen += 1;
+        if event.position <= self.counted.read.all || self.seen > EVENTS_MAX {
+            return ControlFlow::Break(());
+        }
+        let thread = thread_of(event);
+        let place = thread.as_deref().unwrap_or_default();
+        if says_read(event, &self.context.user_id) {
+            self.written.entry(place.to_owned()).or_insert(event.position);
+        } else if !self.written.contains_key(place) {
+            self.counted.count(event, thread.as_deref(), self.context).await;
+        }
+        ControlFlow::Continue(())
     }
 }
 
 impl Counted {
-    /// Counts an older event, or says that everything before it was read.
-    async fn back_over(&mut self, event: &Event, context: &PushConditionRoomCtx) -> ControlFlow<()> {
-        if event.position <= self.read.base || says_read(event, &context.user_id) {
-            return ControlFlow::Break(());
-        }
-        self.count(event, context).await;
-        ControlFlow::Continue(())
-    }
-
-    async fn count(&mut self, event: &Event, context: &PushConditionRoomCtx) {
-        if self.read.covers(event) {
+    async fn count(&mut self, event: &Event, thread: Option<&str>, context: &PushConditionRoomCtx) {
+        if event.position <= self.read.upto(thread) {
             return;
         }
         let (notifies, highlights) = verdict(&rules::actions_in(&self.rules, event, context).await);
-        self.notify += u64::from(notifies);
-        self.highlight += u64::from(highlights);
+        if notifies {
+            let count = self.unread.of(thread);
+            count.notify += 1;
+            count.highlight += u64::from(highlights);
+        }
     }
 
     /// Counts what came since, where memory has all of it. A redaction may take back what was counted: none.
@@ -163,14 +233,25 @@ impl Counted {
         let context = rules::context(view, user);
         for event in &newer {
             self.upto = event.position;
+            let thread = thread_of(event);
             if says_read(event, user) {
-                (self.notify, self.highlight) = (0, 0);
+                match &thread {
+                    None => self.unread.main = Count::default(),
+                    Some(root) => drop(self.unread.threads.remove(root)),
+                }
             } else {
-                self.count(event, &context).await;
+                self.count(event, thread.as_deref(), &context).await;
             }
         }
         Some(self)
     }
+}
+
+/// The root of the thread that an event is in.
+fn thread_of(event: &Event) -> Option<String> {
+    store::events::relation(event)
+        .filter(|relation| relation.rel_type == "m.thread")
+        .map(|relation| relation.event_id)
 }
 
 /// Who writes has read. Member events do not count: a new display name makes one in every room.
@@ -186,28 +267,27 @@ impl Read {
             .take_while(|((of, _, _), _)| of == user)
             .map(|((_, _, thread), receipt)| (thread.as_str(), receipt.event_order))
             .collect();
-        let base = own
-            .iter()
-            .filter(|(thread, _)| thread.is_empty() || *thread == "main")
-            .map(|(_, order)| *order)
-            .fold(joined_at, i64::max);
+        let newest = |of: &str, from: i64| {
+            own.iter().filter(|(thread, _)| *thread == of).map(|(_, order)| *order).fold(from, i64::max)
+        };
+        let all = newest("", joined_at);
+        let main = newest("main", all);
         let mut threads = BTreeMap::new();
         for (thread, order) in own {
-            if !thread.is_empty() && thread != "main" && order > base {
+            if !thread.is_empty() && thread != "main" && order > all {
                 let newest = threads.entry(thread.to_owned()).or_insert(order);
                 *newest = order.max(*newest);
             }
         }
-        Self { base, threads }
+        Self { all, main, threads }
     }
 
-    /// Whether the event belongs to a thread that was read that far.
-    fn covers(&self, event: &Event) -> bool {
-        !self.threads.is_empty()
-            && store::events::relation(event).is_some_and(|relation| {
-                relation.rel_type == "m.thread"
-                    && self.threads.get(&relation.event_id).is_some_and(|upto| event.position <= *upto)
-            })
+    /// Up to which order a thread was read, or what is in none.
+    fn upto(&self, thread: Option<&str>) -> i64 {
+        match thread {
+            None => self.main,
+            Some(root) => self.threads.get(root).copied().unwrap_or(self.all),
+        }
     }
 }
 
@@ -241,15 +321,21 @@ mod tests {
         let all = receipts(&[
             ("@a:example.jp", "m.read", "", 99),
             ("@b:example.jp", "m.read", "", 5),
+            ("@b:example.jp", "m.read.private", "", 6),
             ("@b:example.jp", "m.read.private", "main", 8),
+            ("@b:example.jp", "m.read", "main", 7),
             ("@b:example.jp", "m.read", "$t", 12),
             ("@b:example.jp", "m.read", "$old", 3),
             ("@c:example.jp", "m.read", "", 50),
         ]);
         let read = Read::of(&all, user_id!("@b:example.jp"), 2);
-        assert_eq!(read.base, 8);
+        assert_eq!((read.all, read.main), (6, 8));
+        assert_eq!(read.upto(None), 8, "the main timeline");
+        assert_eq!(read.upto(Some("$t")), 12, "a thread with a receipt of its own");
+        assert_eq!(read.upto(Some("$old")), 6, "a thread whose receipt is older than everything's");
+        assert_eq!(read.upto(Some("$other")), 6, "what is read of the main timeline says nothing of threads");
         assert_eq!(read.threads, BTreeMap::from([("$t".to_owned(), 12)]));
-        assert_eq!(Read::of(&all, user_id!("@d:example.jp"), 2).base, 2);
+        assert_eq!(Read::of(&all, user_id!("@d:example.jp"), 2).all, 2);
     }
 
     #[test]

@@ -191,7 +191,7 @@ async fn tell(server: &Arc<Server>, bridge: &Bridge, event: &Event) -> Result<bo
         if is_stale(&room, &view, event, &user, scope) {
             continue;
         }
-        let (unread, _) = counts::unread(server, &user, &room).await?;
+        let unread = counts::unread(server, &user, &room).await?.total().notify;
         for pusher in server.pushers.of(&user) {
             let setting = Setting::of(&pusher);
             if setting.kind == "email" && scope.wanted(setting.chosen()) {
@@ -226,7 +226,7 @@ fn is_stale(room: &LiveRoom, view: &RoomView, event: &Event, user: &UserId, scop
     if scope == Scope::Invite {
         return view.state.membership(user).as_str() != "invite";
     }
-    counts::read_upto(room, user) >= event.position
+    counts::has_read(room, user, event)
 }
 
 /// A user has read a room: mail about it that waits is cancelled, where nothing is left that it would tell.
@@ -241,7 +241,7 @@ async fn tell_read(server: &Arc<Server>, bridge: &Bridge, user: &UserId, room_id
         Err(error) => return Err(error),
     };
     let view = room.current()?;
-    let (notify, highlight) = counts::unread(server, user, &room).await?;
+    let counts::Count { notify, highlight } = counts::unread(server, user, &room).await?.total();
     for pusher in pushers {
         let setting = Setting::of(&pusher);
         let left = match setting.chosen() {

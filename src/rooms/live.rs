@@ -191,6 +191,8 @@ pub struct LiveRoom {
     pub typing_at: AtomicU64,
     /// Position of the newest receipt.
     pub receipts_at: AtomicI64,
+    /// Order of the newest event that says that people are at work in the room; 0 = not known yet.
+    bumped_at: AtomicI64,
     /// The history visibility's event for which it is known whether the room was always open to its members.
     pub always_shared: Mutex<Option<(OwnedEventId, bool)>>,
     load: tokio::sync::Mutex<()>,
@@ -231,6 +233,8 @@ pub struct LiveUser {
     pub generation: AtomicU64,
     /// Push rules as last read, with the generation they belong to.
     pub rules: Mutex<Option<(u64, Arc<ruma::push::Ruleset>)>>,
+    /// The rooms that the user calls direct, with the generation they belong to.
+    pub direct: Mutex<Option<(u64, Arc<BTreeSet<String>>)>>,
     /// Unread counts by room: counted up to a position, for a receipt position.
     pub unread: Mutex<HashMap<OwnedRoomId, crate::push::counts::Counted>>,
 }
@@ -470,6 +474,7 @@ impl LiveRoom {
             typing: Mutex::default(),
             typing_at: AtomicU64::new(0),
             receipts_at: AtomicI64::new(0),
+            bumped_at: AtomicI64::new(0),
             always_shared: Mutex::default(),
             load: tokio::sync::Mutex::new(()),
             used: AtomicI64::new(0),
@@ -592,10 +597,39 @@ impl LiveRoom {
         *ready = Arc::new(Ready { view: Arc::new(view) });
     }
 
+    /// Order of the newest event that says that people are at work in the room (MSC4186, `bump_stamp`).
+    pub async fn bumped(&self, db: &Db, room_id: &RoomId) -> Result<i64> {
+        let newest = {
+            let timeline = self.timeline.read();
+            timeline.events.iter().rev().find(|event| bumps(event)).map(|event| event.position)
+        };
+        if let Some(at) = newest {
+            self.bumped_at.fetch_max(at, Ordering::AcqRel);
+        } else if self.bumped_at.load(Ordering::Acquire) == 0 {
+            let at = store::events::newest_activity(&mut db.read().await?, room_id).await?;
+            self.bumped_at.fetch_max(at, Ordering::AcqRel);
+        }
+        Ok(self.bumped_at.load(Ordering::Acquire))
+    }
+
     /// Who types now.
     pub fn typing_users(&self) -> Vec<OwnedUserId> {
         self.typing.lock().keys().cloned().collect()
     }
+}
+
+/// Whether an event is "proper activity" (MSC4186, `bump_stamp`).
+fn bumps(event: &Event) -> bool {
+    matches!(
+        event.kind.to_string().as_str(),
+        "m.room.create"
+            | "m.room.message"
+            | "m.room.encrypted"
+            | "m.sticker"
+            | "m.call.invite"
+            | "m.poll.start"
+            | "m.beacon_info"
+    )
 }
 
 fn put_receipt(all: &mut BTreeMap<(OwnedUserId, String, String), Receipt>, receipt: Receipt) {

@@ -236,6 +236,40 @@ pub async fn before(conn: &mut Conn, room_id: &RoomId, order: i64, limit: usize)
     )?)
 }
 
+/// Events in threads of a room between two positions, newest first.
+pub async fn in_threads(
+    conn: &mut Conn,
+    room_id: &RoomId,
+    (after, before): (i64, i64),
+    limit: usize,
+) -> Result<Vec<Arc<Event>>> {
+    events(all!(
+        conn,
+        Row,
+        "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by, e.device_id, e.txn_id \
+         FROM relations r JOIN events e ON e.event_id = r.event_id \
+         WHERE r.room_id = $1 AND r.rel_type = 'm.thread' AND r.position > $2 AND r.position < $3 \
+         ORDER BY r.position DESC LIMIT $4",
+        room_id.as_str(),
+        after,
+        before,
+        i64::try_from(limit).unwrap_or(i64::MAX)
+    )?)
+}
+
+/// The newest event of a room of one of the types that say that people are at work in it; 0 where there is none.
+pub async fn newest_activity(conn: &mut Conn, room_id: &RoomId) -> Result<i64> {
+    let found = one!(
+        conn,
+        (i64,),
+        "SELECT room_order FROM events WHERE room_id = $1 AND type IN ('m.room.create', 'm.room.message', \
+         'm.room.encrypted', 'm.sticker', 'm.call.invite', 'm.poll.start', 'm.beacon_info') \
+         ORDER BY room_order DESC LIMIT 1",
+        room_id.as_str()
+    )?;
+    Ok(found.map_or(0, |(at,)| at))
+}
+
 /// Events of a room after an order, oldest first.
 pub async fn after(conn: &mut Conn, room_id: &RoomId, order: i64, limit: usize) -> Result<Vec<Arc<Event>>> {
     events(all!(

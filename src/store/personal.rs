@@ -47,6 +47,23 @@ pub async fn account_data_after(
     )
 }
 
+/// Account data of a user between two positions, with where each piece changed: (room or "", type, content, position).
+pub async fn account_data_with_position(
+    conn: &mut Conn,
+    user_id: &str,
+    (after, upto): (i64, i64),
+) -> Result<Vec<(String, String, String, i64)>> {
+    all!(
+        conn,
+        (String, String, String, i64),
+        "SELECT room_id, type, content, position FROM account_data \
+         WHERE user_id = $1 AND position > $2 AND position <= $3 ORDER BY room_id, type",
+        user_id,
+        after,
+        upto
+    )
+}
+
 /// One piece of account data.
 pub async fn account_data(
     conn: &mut Conn,

@@ -16,9 +16,10 @@ use super::{
 use crate::{
     error::Result,
     http::caller::Requester,
+    push::counts::{Count, Unread},
     rooms::{
         history,
-        live::{LiveRoom, RoomView},
+        live::{LiveRoom, Receipt, RoomView},
         pdu::Event,
     },
     server::Server,
@@ -209,12 +210,36 @@ pub async fn write_joined(
     } else {
         out.push_str("{}");
     }
-    let (notify, highlight) = crate::push::counts::unread(server, user_id, &room).await?;
-    let _ = write!(
-        out,
-        ",\"unread_notifications\":{{\"notification_count\":{notify},\"highlight_count\":{highlight}}}}}"
-    );
+    let unread = crate::push::counts::unread(server, user_id, &room).await?;
+    write_unread(out, &unread, wanted.filter.timeline.unread_thread_notifications);
+    out.push('}');
     Ok(true)
+}
+
+/// Unread counts: one for all, or, for who asks so, threads apart (v1.4).
+fn write_unread(out: &mut String, unread: &Unread, threads_apart: bool) {
+    let write = |out: &mut String, count: Count| {
+        let _ = write!(
+            out,
+            "{{\"notification_count\":{},\"highlight_count\":{}}}",
+            count.notify, count.highlight
+        );
+    };
+    out.push_str(",\"unread_notifications\":");
+    if !threads_apart {
+        write(out, unread.total());
+        return;
+    }
+    write(out, unread.main);
+    if !unread.threads.is_empty() {
+        out.push_str(",\"unread_thread_notifications\":{");
+        for (i, (root, count)) in unread.threads.iter().enumerate() {
+            let _ =
+                write!(out, "{}{}:", if i == 0 { "" } else { "," }, serde_json::Value::from(root.as_str()));
+            write(out, *count);
+        }
+        out.push('}');
+    }
 }
 
 /// The limit of the timeline.
@@ -317,30 +342,12 @@ fn lazy_members_of(wanted: &Wanted<'_>, view: &RoomView, chunk: &Chunk) -> Vec<A
 fn ephemeral(wanted: &Wanted<'_>, room: &LiveRoom, fresh: bool) -> Vec<String> {
     let mut events = Vec::new();
     let since = if fresh { 0 } else { wanted.since.position };
-    let mut content: BTreeMap<String, BTreeMap<String, BTreeMap<String, serde_json::Value>>> =
-        BTreeMap::new();
-    for receipt in room.receipts.read().values() {
+    events.extend(receipts(room, |receipt| {
         let mine = receipt.user_id == wanted.who.user_id;
-        if receipt.position <= since
-            || receipt.position > wanted.upto.position
-            || (receipt.kind == "m.read.private" && !mine)
-        {
-            continue;
-        }
-        let mut data = serde_json::json!({"ts": receipt.ts});
-        if !receipt.thread.is_empty() {
-            data["thread_id"] = receipt.thread.as_str().into();
-        }
-        content
-            .entry(receipt.event_id.to_string())
-            .or_default()
-            .entry(receipt.kind.clone())
-            .or_default()
-            .insert(receipt.user_id.to_string(), data);
-    }
-    if !content.is_empty() {
-        events.push(serde_json::json!({"type": "m.receipt", "content": content}).to_string());
-    }
+        receipt.position > since
+            && receipt.position <= wanted.upto.position
+            && (receipt.kind != "m.read.private" || mine)
+    }));
     let typing_at = room.typing_at.load(Ordering::Acquire);
     if typing_at > if fresh { 0 } else { wanted.since.volatile } {
         let users: Vec<OwnedUserId> = room.typing_users();
@@ -349,8 +356,68 @@ fn ephemeral(wanted: &Wanted<'_>, room: &LiveRoom, fresh: bool) -> Vec<String> {
     events
 }
 
+/// The receipts of a room that are wanted, as one `m.receipt` event; none where there are none.
+pub fn receipts(room: &LiveRoom, wanted: impl Fn(&Receipt) -> bool) -> Option<String> {
+    // By event, kind and user. One person may have read an event in its thread and as a whole: the newest counts.
+    type ByUser = BTreeMap<String, (i64, serde_json::Value)>;
+    let mut content: BTreeMap<String, BTreeMap<String, ByUser>> = BTreeMap::new();
+    for receipt in room.receipts.read().values().filter(|receipt| wanted(receipt)) {
+        let mut data = serde_json::json!({"ts": receipt.ts});
+        if !receipt.thread.is_empty() {
+            data["thread_id"] = receipt.thread.as_str().into();
+        }
+        let place = content
+            .entry(receipt.event_id.to_string())
+            .or_default()
+            .entry(receipt.kind.clone())
+            .or_default()
+            .entry(receipt.user_id.to_string())
+            .or_insert((receipt.position, serde_json::Value::Null));
+        if place.0 <= receipt.position {
+            *place = (receipt.position, data);
+        }
+    }
+    let content: serde_json::Map<String, serde_json::Value> = content
+        .into_iter()
+        .map(|(event_id, kinds)| {
+            let kinds: serde_json::Map<String, serde_json::Value> = kinds
+                .into_iter()
+                .map(|(kind, users)| {
+                    let users: serde_json::Map<String, serde_json::Value> =
+                        users.into_iter().map(|(user, (_, data))| (user, data)).collect();
+                    (kind, users.into())
+                })
+                .collect();
+            (event_id, kinds.into())
+        })
+        .collect();
+    (!content.is_empty()).then(|| serde_json::json!({"type": "m.receipt", "content": content}).to_string())
+}
+
+/// What is told to who is invited, or knocks (client-server API, "Stripped state").
+pub fn invite_state(view: &RoomView, user_id: &UserId) -> Vec<Arc<Event>> {
+    let mut events = Vec::new();
+    for kind in [
+        StateEventType::RoomCreate,
+        StateEventType::RoomJoinRules,
+        StateEventType::RoomName,
+        StateEventType::RoomAvatar,
+        StateEventType::RoomTopic,
+        StateEventType::RoomCanonicalAlias,
+        StateEventType::RoomEncryption,
+        StateEventType::from(crate::rooms::city::ROOM_STATE),
+    ] {
+        events.extend(view.state.event(&kind, "").cloned());
+    }
+    if let Some(own) = view.state.event(&StateEventType::RoomMember, user_id.as_str()) {
+        events.extend(view.state.event(&StateEventType::RoomMember, own.sender.as_str()).cloned());
+        events.push(Arc::clone(own));
+    }
+    events
+}
+
 /// Who names the room where it has no name: up to five members beside the reader.
-fn heroes(view: &RoomView, user_id: &UserId) -> Vec<OwnedUserId> {
+pub fn heroes(view: &RoomView, user_id: &UserId) -> Vec<OwnedUserId> {
     let mut events: Vec<(i64, OwnedUserId)> = ["join", "invite"]
         .iter()
         .flat_map(|membership| view.state.members(membership))

@@ -4,7 +4,7 @@
 use crate::error::{Code, Result, refuse};
 
 /// A place in the stream, for `/sync`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SyncToken {
     /// Position in the one sequence.
     pub position: i64,

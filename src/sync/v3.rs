@@ -7,24 +7,23 @@ use std::{
     time::Duration,
 };
 
-use ruma::{OwnedRoomId, RoomId, api::client::filter::FilterDefinition, events::StateEventType};
+use ruma::{OwnedRoomId, RoomId, api::client::filter::FilterDefinition};
 
 use super::{
-    filter,
+    device, filter,
     render::{write_event, write_list, write_stripped},
     room::{self, Wanted},
     token::SyncToken,
+    waiting::Waiting,
 };
 use crate::{
-    error::{Code, Result, refuse},
+    error::Result,
     http::caller::Requester,
     rooms::live::{LiveUser, Membership},
     server::Server,
     store,
 };
 
-/// The longest wait.
-const WAIT_MAX: Duration = Duration::from_secs(120);
 /// Messages to a device in one sync.
 const TO_DEVICE_MAX: i64 = 100;
 
@@ -51,13 +50,11 @@ pub async fn sync(server: &Arc<Server>, who: &Requester, request: Request) -> Re
     };
     let definition = definition(server, who, request.filter.as_deref()).await?;
     let user = server.live.user(&who.user_id);
-    if let (Some(since), Some(device)) = (since, &who.device_id) {
-        acknowledge(server, who, device, since.position, &user).await?;
+    if let Some(since) = since {
+        device::acknowledge(server, who, since.position).await?;
     }
-    let first = since.unwrap_or(SyncToken { position: 0, volatile: 0 });
-    let deadline = tokio::time::Instant::now() + request.timeout.min(WAIT_MAX);
-    let mut stopping = server.stopping.subscribe();
-    let mut ended = who.session.as_ref().map(|session| session.ended.subscribe());
+    let first = since.unwrap_or_default();
+    let mut waiting = Waiting::new(server, who, request.timeout);
     loop {
         // The wake-up is asked for before looking, so that none is lost in between.
         let wake = user.wake.notified();
@@ -67,37 +64,23 @@ pub async fn sync(server: &Arc<Server>, who: &Requester, request: Request) -> Re
         if upto.position < first.position {
             upto.position = first.position;
         }
-        let idle = since.is_some()
-            && !request.full_state
-            && user.last_position.load(Ordering::Acquire) <= first.position
-            && user.last_volatile.load(Ordering::Acquire) <= first.volatile.min(upto.volatile);
+        let idle = since.is_some() && !request.full_state && !something_new(&user, first, upto);
         if !idle {
             let (body, something) = answer(server, who, &user, &definition, &request, first, upto).await?;
-            if something || since.is_none() || request.full_state || tokio::time::Instant::now() >= deadline {
+            if something || since.is_none() || request.full_state || waiting.over() {
                 return Ok(body);
             }
-        } else if tokio::time::Instant::now() >= deadline {
+        } else if waiting.over() {
             return empty(server, who, upto).await;
         }
-        tokio::select! {
-            () = &mut wake => {}
-            () = tokio::time::sleep_until(deadline) => {}
-            () = crate::server::stopped(&mut stopping) => return empty(server, who, upto).await,
-            () = session_ended(&mut ended) => {
-                return Err(refuse(Code::UnknownToken { soft_logout: false }, "This session has ended: please log in."));
-            }
-        }
+        waiting.wait(&mut wake).await?;
     }
 }
 
-async fn session_ended(ended: &mut Option<tokio::sync::watch::Receiver<bool>>) {
-    match ended {
-        Some(ended) => {
-            // The sender goes with the session: either way it is over.
-            let _ = ended.wait_for(|ended| *ended).await;
-        }
-        None => std::future::pending().await,
-    }
+/// Whether there may be something for a user after a point: two atomic numbers tell.
+pub fn something_new(user: &LiveUser, since: SyncToken, upto: SyncToken) -> bool {
+    user.last_position.load(Ordering::Acquire) > since.position
+        || user.last_volatile.load(Ordering::Acquire) > since.volatile.min(upto.volatile)
 }
 
 async fn definition(server: &Server, who: &Requester, text: Option<&str>) -> Result<FilterDefinition> {
@@ -112,43 +95,9 @@ async fn definition(server: &Server, who: &Requester, text: Option<&str>) -> Res
     }
 }
 
-/// A device that syncs past its messages has them (client-server API, "Send-to-Device messaging").
-async fn acknowledge(
-    server: &Server,
-    who: &Requester,
-    device: &str,
-    position: i64,
-    user: &LiveUser,
-) -> Result<()> {
-    // Read before the database is asked: a message that comes afterwards moves it, and is asked for then.
-    let personal = user.personal_position.load(Ordering::Acquire);
-    if personal == 0 || user.nothing_waits_at.load(Ordering::Acquire) == personal {
-        return Ok(());
-    }
-    let mut conn = server.db.read().await?;
-    let waiting = store::keys::to_device(&mut conn, who.user_id.as_str(), device, 0, position, 1).await?;
-    if waiting.is_empty() {
-        if !store::keys::any_to_device(&mut conn, who.user_id.as_str()).await? {
-            user.nothing_waits_at.store(personal, Ordering::Release);
-        }
-        return Ok(());
-    }
-    drop(conn);
-    let (user_id, device) = (who.user_id.clone(), device.to_owned());
-    server
-        .commit(crate::rooms::committer::Hint::default(), move |batch| {
-            Box::pin(async move {
-                store::keys::acknowledge_to_device(batch.sql().await?, user_id.as_str(), &device, position)
-                    .await?;
-                Ok(())
-            })
-        })
-        .await
-}
-
 async fn empty(server: &Server, who: &Requester, upto: SyncToken) -> Result<String> {
     let mut out = format!("{{\"next_batch\":\"{}\"", upto.to_text(&server.epoch));
-    write_key_counts(server, who, &mut out).await?;
+    device::write_key_counts(server, who, &mut out).await?;
     out.push('}');
     Ok(out)
 }
@@ -167,14 +116,12 @@ async fn answer(
     let personal = user.personal_position.load(Ordering::Acquire) > since.position || since.position == 0;
     let mut account_data: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
     let mut to_device = Vec::new();
-    let mut changed_devices = Vec::new();
     let mut upto = upto;
     // Most syncs are of a message that somebody wrote: they need no database.
-    let keys_changed =
-        since.position > 0 && server.live.device_keys_at.load(Ordering::Acquire) > since.position;
-    if personal || keys_changed {
+    let changed_devices = device::changed(server, who, since.position, upto.position).await?;
+    if personal {
         let mut conn = server.db.read().await?;
-        if personal {
+        {
             let rows = store::personal::account_data_after(
                 &mut conn,
                 who.user_id.as_str(),
@@ -196,13 +143,6 @@ async fn answer(
                 )
                 .await?;
             }
-        }
-        if keys_changed {
-            changed_devices = store::keys::changed(&mut conn, since.position, upto.position).await?;
-            changed_devices.retain(|id| {
-                <&ruma::UserId>::try_from(id.as_str())
-                    .is_ok_and(|id| server.live.share_a_room(&who.user_id, id))
-            });
         }
     }
     if to_device.len() == usize::try_from(TO_DEVICE_MAX).unwrap_or(usize::MAX) {
@@ -289,32 +229,10 @@ async fn answer(
             serde_json::Value::from(changed_devices.clone())
         );
     }
-    write_key_counts(server, who, &mut out).await?;
+    device::write_key_counts(server, who, &mut out).await?;
     out.push('}');
     let something = rooms || global.is_some() || !to_device.is_empty() || !changed_devices.is_empty();
     Ok((out, something))
-}
-
-/// How many one-time keys the device has left; clients upload more when they see few.
-async fn write_key_counts(server: &Server, who: &Requester, out: &mut String) -> Result<()> {
-    let Some(device) = &who.device_id else { return Ok(()) };
-    if server.config.policy.encryption == crate::config::Encryption::Forbidden {
-        // Nobody claims keys: a constant spares every idle sync two queries, and keeps clients from uploading more.
-        out.push_str(",\"device_one_time_keys_count\":{\"signed_curve25519\":50},\"device_unused_fallback_key_types\":[\"signed_curve25519\"]");
-        return Ok(());
-    }
-    let mut conn = server.db.read().await?;
-    let counts = store::keys::one_time_key_counts(&mut conn, who.user_id.as_str(), device).await?;
-    let fallbacks = store::keys::unused_fallbacks(&mut conn, who.user_id.as_str(), device).await?;
-    let mut counts: BTreeMap<String, i64> = counts.into_iter().collect();
-    counts.entry("signed_curve25519".to_owned()).or_insert(0);
-    let _ = write!(
-        out,
-        ",\"device_one_time_keys_count\":{},\"device_unused_fallback_key_types\":{}",
-        serde_json::to_string(&counts)?,
-        serde_json::to_string(&fallbacks)?
-    );
-    Ok(())
 }
 
 async fn write_invite(
@@ -323,25 +241,8 @@ async fn write_invite(
     room_id: &RoomId,
     out: &mut String,
 ) -> Result<()> {
-    let room = server.live.room(&server.db, room_id).await?;
-    let view = room.current()?;
-    let mut events = Vec::new();
-    for kind in [
-        StateEventType::RoomCreate,
-        StateEventType::RoomJoinRules,
-        StateEventType::RoomName,
-        StateEventType::RoomAvatar,
-        StateEventType::RoomTopic,
-        StateEventType::RoomCanonicalAlias,
-        StateEventType::RoomEncryption,
-        StateEventType::from(crate::rooms::city::ROOM_STATE),
-    ] {
-        events.extend(view.state.event(&kind, "").cloned());
-    }
-    if let Some(own) = view.state.event(&StateEventType::RoomMember, who.user_id.as_str()) {
-        events.extend(view.state.event(&StateEventType::RoomMember, own.sender.as_str()).cloned());
-        events.push(Arc::clone(own));
-    }
+    let view = server.live.room(&server.db, room_id).await?.current()?;
+    let events = room::invite_state(&view, &who.user_id);
     let _ = write!(
         out,
         "{}\"{room_id}\":{{\"invite_state\":{{\"events\":",

@@ -347,7 +347,10 @@ async fn notifications(
     let only_highlights = request.only.as_deref() == Some("highlight");
     let ruleset = rules::ruleset(&server, &who.user_id).await?;
     let (candidates, floor) = candidates(&server, &who, before).await?;
-    let mut contexts: BTreeMap<OwnedRoomId, (ruma::push::PushConditionRoomCtx, i64)> = BTreeMap::new();
+    let mut contexts: BTreeMap<
+        OwnedRoomId,
+        (ruma::push::PushConditionRoomCtx, Arc<crate::rooms::live::LiveRoom>),
+    > = BTreeMap::new();
     let mut found: Vec<(Arc<Event>, Vec<Action>, bool)> = Vec::new();
     let mut next = (floor > 0).then_some(floor);
     for event in candidates {
@@ -355,18 +358,18 @@ async fn notifications(
             next = found.last().map(|(last, ..)| last.position);
             break;
         }
-        let (context, read_upto) = match contexts.entry(event.room_id.clone()) {
+        let (context, room) = match contexts.entry(event.room_id.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
                 let room = server.live.room(&server.db, &event.room_id).await?;
                 let context = rules::context(&*room.current()?, &who.user_id);
-                place.insert((context, counts::read_upto(&room, &who.user_id)))
+                place.insert((context, room))
             }
         };
         let actions = rules::actions_in(&ruleset, &event, context).await;
         let (notifies, highlights) = counts::verdict(&actions);
         if notifies && (highlights || !only_highlights) {
-            let read = event.position <= *read_upto;
+            let read = counts::has_read(room, &who.user_id, &event);
             found.push((event, actions, read));
         }
     }

@@ -1,4 +1,4 @@
-//! `GET /sync`.
+//! `GET /sync`, and the simplified sliding sync (MSC4186).
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,12 +9,28 @@ use crate::{
         route::{Answer, Call, Routes, form},
     },
     server::Server,
-    sync::v3,
+    sync::{sliding, v3},
 };
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
-    routes.at(http::Method::GET, "/_matrix/client/v3/sync", sync)
+    routes.at(http::Method::GET, "/_matrix/client/v3/sync", sync).at(
+        http::Method::POST,
+        "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync",
+        sliding_sync,
+    )
+}
+
+async fn sliding_sync(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let who = caller::requester(&server, &call.parts).await?;
+    let pos = call.query("pos");
+    let timeout = match call.query("timeout") {
+        Some(ms) => ms.parse().map_err(|_| invalid("timeout is a number of milliseconds."))?,
+        None => 0,
+    };
+    let (_, body) = call.json::<sliding::request::Body>(&server).await?;
+    let timeout = Duration::from_millis(timeout);
+    Ok(Answer::Json(sliding::sync(&server, &who, pos.as_deref(), timeout, &body).await?))
 }
 
 async fn sync(server: Arc<Server>, call: Call) -> Result<Answer> {

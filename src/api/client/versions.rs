@@ -21,6 +21,7 @@ pub fn routes(routes: Routes) -> Routes {
         .raw::<discovery::get_supported_versions::Request, Peer, _, _>(|server, _, _| async move {
             let mut features = json!({
                 "org.matrix.msc4222": true,
+                "org.matrix.simplified_msc3575": true,
                 "org.matrix.msc3440.stable": true,
                 "org.matrix.msc3771": true,
                 "org.matrix.msc3773": true,
