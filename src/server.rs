@@ -114,7 +114,7 @@ impl Server {
         let db = Arc::new(Db::open(&config.server.database_url, &data).await?);
         let name = OwnedServerName::try_from(config.server_name())?;
         let signer = Arc::new(signing_key(&keys, &name)?);
-        let live = Arc::new(Live::load(&db).await?);
+        let live = Arc::new(Live::load(&db, clock.now_ms()).await?);
         let context = Context {
             db: Arc::clone(&db),
             live: Arc::clone(&live),

@@ -9,135 +9,162 @@ use super::{
     pdu::{Event, Extra},
 };
 use crate::{
-    error::{Result, forbidden, not_found},
+    error::{Code, Result, forbidden, not_found},
     server::Server,
     store::{self, Conn},
 };
 
-/// What a user may see of a room.
+/// What a user may see of a room: orders from one to another, both included, in order and apart from each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sight {
-    /// Everything from an order on (0 = everything), as a member.
-    Member {
-        /// Events before it are hidden (history visibility `joined` or `invited`).
-        from: i64,
-    },
-    /// What there was up to leaving (`former_members_read = "until_leave"`).
-    Former {
-        /// As for members.
-        from: i64,
-        /// Position of the leave event, which is the last one seen.
-        upto: i64,
-    },
+pub struct Sight {
+    member: bool,
+    ranges: Vec<(i64, i64)>,
+    upto: i64,
 }
 
 impl Sight {
     /// Whether an event at this order can be seen.
     pub fn sees(&self, order: i64) -> bool {
-        match self {
-            Self::Member { from } => order >= *from,
-            Self::Former { from, upto } => order >= *from && order <= *upto,
-        }
+        let after = self.ranges.partition_point(|(from, _)| *from <= order);
+        after > 0 && self.ranges[after - 1].1 >= order
     }
 
-    /// The newest order that can be seen.
+    /// Whether this is a present member's sight.
+    pub fn is_member(&self) -> bool {
+        self.member
+    }
+
+    /// Up to which order the room's state can be seen: where former members left.
     pub fn upto(&self) -> i64 {
-        match self {
-            Self::Member { .. } => i64::MAX,
-            Self::Former { upto, .. } => *upto,
-        }
+        self.upto
     }
 
     /// The oldest order that can be seen.
     pub fn from(&self) -> i64 {
-        match self {
-            Self::Member { from } | Self::Former { from, .. } => *from,
-        }
+        self.ranges.first().map_or(i64::MAX, |(from, _)| *from)
     }
 }
 
 /// What the user may see of the room; 403 where that is nothing. A room that does not exist looks like one that the
 /// user is not in.
+///
+/// Who is not in the room reads what is `world_readable` where guests are allowed, and former members what they could
+/// see up to their leaving where `former_members_read` says so.
 pub async fn sight(server: &Server, user_id: &UserId, room_id: &RoomId) -> Result<(Arc<LiveRoom>, Sight)> {
     let denied = || forbidden("You are not a member of this room.");
-    let membership = server.live.membership(user_id, room_id).ok_or_else(denied)?;
-    match membership.membership.as_str() {
-        "join" => {
-            let room = server.live.room(&server.db, room_id).await?;
-            let from = visible_from(server, &room, user_id, room_id).await?;
-            Ok((room, Sight::Member { from }))
-        }
-        "leave" | "ban"
-            if server.config.policy.former_members_read == "until_leave" && !membership.forgotten =>
-        {
-            let room = server.live.room(&server.db, room_id).await?;
-            let from = visible_from(server, &room, user_id, room_id).await?;
-            Ok((room, Sight::Former { from, upto: membership.changed_at }))
-        }
-        _ => Err(denied()),
+    let policy = &server.config.policy;
+    let membership = server.live.membership(user_id, room_id);
+    let kind = membership.as_ref().map(|m| m.membership.as_str());
+    let former = matches!(kind, Some("leave" | "ban"))
+        && policy.former_members_read == "until_leave"
+        && membership.as_ref().is_some_and(|m| !m.forgotten);
+    let member = kind == Some("join");
+    if !member && !former && !policy.guests {
+        return Err(denied());
     }
-}
-
-/// From which order on a member sees a room's events. `shared` and `world_readable` show everything; with `joined`
-/// and `invited` the beginning of the present membership counts. A room that changed its visibility shows the
-/// stricter part only.
-async fn visible_from(server: &Server, room: &LiveRoom, user_id: &UserId, room_id: &RoomId) -> Result<i64> {
+    let room = match server.live.room(&server.db, room_id).await {
+        Err(error) if error.code() == Some(Code::NotFound) => return Err(denied()),
+        room => room?,
+    };
     let view = room.current()?;
-    let visibility = view.state.history_visibility();
-    if visibility == "shared" || visibility == "world_readable" {
-        let present =
-            view.state.event(&StateEventType::RoomHistoryVisibility, "").map(|e| e.event_id.clone());
-        if let (Some(present), Some((known, true))) = (&present, &*room.always_shared.lock())
-            && known == present
-        {
-            return Ok(0);
-        }
-        // What was written while the room was stricter stays hidden from those who were not there.
-        let mut conn = server.db.read().await?;
-        let past =
-            store::rooms::history_of_entry(&mut conn, room_id, "m.room.history_visibility", "").await?;
-        let strict = past.iter().any(|event| {
-            matches!(event.content_str("history_visibility").as_deref(), Some("joined" | "invited"))
-        });
-        if let Some(present) = present {
-            *room.always_shared.lock() = Some((present, !strict));
-        }
-        if !strict {
-            return Ok(0);
-        }
-        let strict_until = past
-            .windows(2)
-            .filter(|pair| {
-                matches!(pair[0].content_str("history_visibility").as_deref(), Some("joined" | "invited"))
-            })
-            .map(|pair| pair[1].position)
-            .max();
-        return match strict_until {
-            None => Ok(0),
-            Some(until) => {
-                let since = member_since(&mut conn, room_id, user_id, &["join"]).await?;
-                Ok(if since < until { since } else { until })
-            }
-        };
+    if !member && view.row.status != "open" && view.row.status != "closed" {
+        return Err(denied());
+    }
+    if member && always_shared(server, &room, room_id).await? {
+        return Ok((room, Sight { member, ranges: vec![(0, i64::MAX)], upto: i64::MAX }));
     }
     let mut conn = server.db.read().await?;
-    let kinds: &[&str] = if visibility == "invited" { &["join", "invite"] } else { &["join"] };
-    member_since(&mut conn, room_id, user_id, kinds).await
+    let visibility =
+        store::rooms::history_of_entry(&mut conn, room_id, "m.room.history_visibility", "").await?;
+    let visibility = steps(&visibility, "shared", |event| event.content_str("history_visibility"));
+    let memberships = if member || former {
+        store::rooms::history_of_entry(&mut conn, room_id, "m.room.member", user_id.as_str()).await?
+    } else {
+        Vec::new()
+    };
+    let memberships = steps(&memberships, "leave", |event| event.membership.clone());
+    let left = membership.filter(|_| former).map(|m| m.changed_at);
+    let ranges = visible(&visibility, &memberships, policy.guests, left.unwrap_or(i64::MAX));
+    if ranges.is_empty() {
+        return Err(denied());
+    }
+    let upto = if member { i64::MAX } else { left.or(ranges.last().map(|(_, to)| *to)).unwrap_or_default() };
+    Ok((room, Sight { member, ranges, upto }))
 }
 
-/// The order at which the user's present membership began.
-async fn member_since(conn: &mut Conn, room_id: &RoomId, user_id: &UserId, kinds: &[&str]) -> Result<i64> {
-    let past = store::rooms::history_of_entry(conn, room_id, "m.room.member", user_id.as_str()).await?;
-    let mut since = i64::MAX;
-    let mut inside = false;
-    for event in &past {
-        let counts = event.membership.as_deref().is_some_and(|m| kinds.contains(&m));
-        if counts && !inside {
-            since = event.position;
-        }
-        inside = counts;
+/// Whether a room was `shared` or `world_readable` all the time: then its members see everything.
+async fn always_shared(server: &Server, room: &LiveRoom, room_id: &RoomId) -> Result<bool> {
+    let view = room.current()?;
+    let present = view.state.event(&StateEventType::RoomHistoryVisibility, "").map(|e| e.event_id.clone());
+    let Some(present) = present else { return Ok(true) };
+    if let Some((known, shared)) = &*room.always_shared.lock()
+        && *known == present
+    {
+        return Ok(*shared);
     }
-    Ok(since)
+    let mut conn = server.db.read().await?;
+    let past = store::rooms::history_of_entry(&mut conn, room_id, "m.room.history_visibility", "").await?;
+    let shared = !past.iter().any(|event| {
+        matches!(event.content_str("history_visibility").as_deref(), Some("joined" | "invited"))
+    });
+    *room.always_shared.lock() = Some((present, shared));
+    Ok(shared)
+}
+
+/// What an entry of the state said from one order to the next. The event that changes it counts to both sides: it is
+/// judged by what held before it or by what holds after it, whichever lets it be seen.
+fn steps(
+    events: &[Arc<Event>],
+    at_first: &str,
+    value: impl Fn(&Event) -> Option<String>,
+) -> Vec<(i64, i64, String)> {
+    let mut list = Vec::with_capacity(events.len() + 1);
+    let mut now = (0, at_first.to_owned());
+    for event in events {
+        let next = (event.position, value(event).unwrap_or_else(|| at_first.to_owned()));
+        let (from, value) = std::mem::replace(&mut now, next);
+        list.push((from, event.position, value));
+    }
+    list.push((now.0, i64::MAX, now.1));
+    list
+}
+
+/// What may be seen (client-server API, "Room history visibility", server behaviour): whoever is in the room sees it;
+/// `shared` is seen by who joined at any later time; `invited` from the invitation on; `world_readable` by everybody
+/// where `readable`, else by who was ever in the room, up to where they left.
+fn visible(
+    visibility: &[(i64, i64, String)],
+    memberships: &[(i64, i64, String)],
+    readable: bool,
+    left: i64,
+) -> Vec<(i64, i64)> {
+    let with = |wanted: &'static str| {
+        memberships
+            .iter()
+            .filter(move |(.., membership)| membership == wanted)
+            .map(|(from, to, _)| (*from, *to))
+    };
+    let mut ranges: Vec<(i64, i64)> = with("join").collect();
+    let last_join = ranges.last().map(|(from, _)| *from);
+    for (from, to, value) in visibility {
+        match value.as_str() {
+            "world_readable" if readable => ranges.push((*from, *to)),
+            "world_readable" if last_join.is_some() => ranges.push((*from, (*to).min(left))),
+            "joined" | "world_readable" => {}
+            "invited" => ranges.extend(with("invite").map(|(begin, end)| (begin.max(*from), end.min(*to)))),
+            _ => ranges.extend(last_join.map(|join| (*from, join.min(*to)))),
+        }
+    }
+    ranges.retain(|(from, to)| from <= to);
+    ranges.sort_unstable();
+    let mut merged: Vec<(i64, i64)> = Vec::with_capacity(ranges.len());
+    for (from, to) in ranges {
+        match merged.last_mut() {
+            Some(last) if from <= last.1.saturating_add(1) => last.1 = last.1.max(to),
+            _ => merged.push((from, to)),
+        }
+    }
+    merged
 }
 
 /// An event that the user may see; 404 where there is none or it is hidden.
@@ -201,4 +228,51 @@ pub async fn state_before(server: &Server, view: &RoomView, order: i64) -> Resul
         return Ok(view.state.events().cloned().collect());
     }
     store::rooms::state_before(&mut server.db.read().await?, &view.row.room_id, order).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(values: &[(i64, i64, &str)]) -> Vec<(i64, i64, String)> {
+        values.iter().map(|(from, to, value)| (*from, *to, (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn every_event_is_judged_by_what_held_when_it_was_sent() {
+        let end = i64::MAX;
+        // Shared until 10, joined until 20, shared again.
+        let visibility = list(&[(0, 10, "shared"), (10, 20, "joined"), (20, end, "shared")]);
+        let came_late = list(&[(0, 30, "leave"), (30, end, "join")]);
+        assert_eq!(visible(&visibility, &came_late, false, end), vec![(0, 10), (20, end)]);
+        let was_there = list(&[(0, 5, "leave"), (5, 15, "join"), (15, 18, "leave"), (18, end, "join")]);
+        assert_eq!(visible(&visibility, &was_there, false, end), vec![(0, 15), (18, end)]);
+        let left = list(&[(0, 12, "leave"), (12, 14, "join"), (14, end, "leave")]);
+        assert_eq!(visible(&visibility, &left, false, 14), vec![(0, 10), (12, 14)]);
+        let refused = list(&[(0, 12, "leave"), (12, 14, "invite"), (14, end, "leave")]);
+        assert_eq!(visible(&visibility, &refused, false, 14), vec![], "who never joined sees nothing");
+    }
+
+    #[test]
+    fn invitations_and_the_world() {
+        let end = i64::MAX;
+        let invited = list(&[(0, 10, "shared"), (10, end, "invited")]);
+        let waits = list(&[(0, 12, "leave"), (12, end, "invite")]);
+        assert_eq!(visible(&invited, &waits, false, end), vec![(12, end)]);
+        let joined = list(&[(0, 12, "leave"), (12, 15, "invite"), (15, end, "join")]);
+        assert_eq!(visible(&invited, &joined, false, end), vec![(0, 10), (12, end)]);
+        let world = list(&[(0, 10, "shared"), (10, 20, "world_readable"), (20, end, "shared")]);
+        let nobody = list(&[(0, end, "leave")]);
+        assert_eq!(visible(&world, &nobody, true, end), vec![(10, 20)]);
+        assert_eq!(visible(&world, &nobody, false, end), vec![], "where guests are not let in");
+        let left = list(&[(0, 2, "leave"), (2, 5, "join"), (5, end, "leave")]);
+        assert_eq!(visible(&world, &left, false, 5), vec![(0, 5)]);
+    }
+
+    #[test]
+    fn sight_has_holes() {
+        let sight = Sight { member: true, ranges: vec![(0, 10), (20, 30)], upto: i64::MAX };
+        let seen: Vec<bool> = [0, 10, 11, 19, 20, 30, 31].iter().map(|order| sight.sees(*order)).collect();
+        assert_eq!(seen, [true, true, false, false, true, true, false]);
+    }
 }

@@ -69,6 +69,10 @@ const ROOMS_MAX: usize = 4_000;
 pub struct Live {
     position: AtomicI64,
     volatile: AtomicU64,
+    /// The volatile counter at the start of this run, greater than any of an earlier run.
+    began: u64,
+    /// The rooms that somebody types in.
+    typing_in: Mutex<BTreeSet<OwnedRoomId>>,
     /// Position of the newest change of any device's keys: a sync behind it asks whose.
     pub device_keys_at: AtomicI64,
     rooms: RwLock<HashMap<OwnedRoomId, Arc<LiveRoom>>>,
@@ -248,7 +252,7 @@ impl LiveUser {
 
 impl Live {
     /// Reads what must be in memory from the start: the position and everybody's memberships.
-    pub async fn load(db: &Db) -> Result<Self> {
+    pub async fn load(db: &Db, now_ms: i64) -> Result<Self> {
         let mut conn = db.read().await?;
         let position = store::meta::position(&mut conn).await?;
         let mut users: HashMap<OwnedUserId, Arc<LiveUser>> = HashMap::new();
@@ -260,9 +264,13 @@ impl Live {
             user.last_position.store(position, Ordering::Release);
             user.personal_position.store(position, Ordering::Release);
         }
+        // Milliseconds times a thousand: nobody types a thousand times in a millisecond.
+        let began = u64::try_from(now_ms).unwrap_or_default().saturating_mul(1_000);
         Ok(Self {
             position: AtomicI64::new(position),
-            volatile: AtomicU64::new(0),
+            volatile: AtomicU64::new(began),
+            began,
+            typing_in: Mutex::default(),
             device_keys_at: AtomicI64::new(store::keys::newest(&mut conn).await?),
             rooms: RwLock::default(),
             users: RwLock::new(users),
@@ -429,6 +437,14 @@ impl Live {
 
     fn typing_changed(&self, room: &LiveRoom) {
         let Some(view) = room.view() else { return };
+        {
+            let mut typing_in = self.typing_in.lock();
+            if room.typing.lock().is_empty() {
+                typing_in.remove(&view.row.room_id);
+            } else {
+                typing_in.insert(view.row.room_id.clone());
+            }
+        }
         let at = self.volatile.fetch_add(1, Ordering::AcqRel) + 1;
         room.typing_at.store(at, Ordering::Release);
         for (user_id, _) in view.state.members("join") {
@@ -437,6 +453,21 @@ impl Live {
             user.wake.notify_waiters();
         }
         self.typed.notify_waiters();
+    }
+
+    /// The volatile counter at the start of this run of the server.
+    pub fn began(&self) -> u64 {
+        self.began
+    }
+
+    /// Whether somebody types in one of a user's rooms.
+    pub fn somebody_types(&self, user: &LiveUser) -> bool {
+        let typing_in = self.typing_in.lock();
+        if typing_in.is_empty() {
+            return false;
+        }
+        let rooms = user.rooms.read();
+        typing_in.iter().any(|room_id| rooms.get(room_id).is_some_and(|m| m.membership == "join"))
     }
 
     /// Rooms whose typing changed after a volatile counter, with who types in them now.

@@ -56,10 +56,41 @@ pub fn room_passes(filter: &RoomEventFilter, room_id: &ruma::RoomId) -> bool {
         && filter.rooms.as_ref().is_none_or(|rooms| rooms.iter().any(|id| id == room_id))
 }
 
-/// `*` at the end stands for anything.
+/// Whether a type matches a pattern, in which `*` stands for any characters (client-server API, "Filtering"). Each part
+/// is looked for once, from left to right, so a pattern of many stars costs no more than its length.
 fn matches(pattern: &str, kind: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(start) => kind.starts_with(start),
-        None => pattern == kind,
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == kind };
+    let Some(mut left) = kind.strip_prefix(start) else { return false };
+    let mut parts = rest.split('*');
+    let end = parts.next_back().unwrap_or_default();
+    for part in parts {
+        let Some(at) = left.find(part) else { return false };
+        left = &left[at + part.len()..];
+    }
+    left.ends_with(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn a_star_stands_anywhere() {
+        for (pattern, kind, expected) in [
+            ("m.room.message", "m.room.message", true),
+            ("m.room.*", "m.room.message", true),
+            ("m.*.message", "m.room.message", true),
+            ("*message", "m.room.message", true),
+            ("*", "", true),
+            ("m.*.*.x", "m.room.message.x", true),
+            ("m.*age*age", "m.message", false),
+            ("m.room.message", "m.room.message.x", false),
+            ("a*a", "a", false),
+            ("*room*", "m.room.message", true),
+            ("*x*", "m.room.message", false),
+        ] {
+            assert_eq!(matches(pattern, kind), expected, "{pattern} {kind}");
+        }
+        assert!(!matches(&"*a".repeat(16_000), &"a".repeat(255)));
     }
 }

@@ -6,7 +6,11 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use ruma::{OwnedUserId, RoomId, UserId, api::client::filter::RoomFilter, events::StateEventType};
+use ruma::{
+    OwnedUserId, RoomId, UserId,
+    api::client::filter::{RoomEventFilter, RoomFilter},
+    events::StateEventType,
+};
 
 use super::{
     filter,
@@ -14,13 +18,14 @@ use super::{
     token::{SyncToken, room_token},
 };
 use crate::{
-    error::Result,
+    error::{Code, Result},
     http::caller::Requester,
     push::counts::{Count, Unread},
     rooms::{
         history,
-        live::{LiveRoom, Receipt, RoomView},
+        live::{LiveRoom, Membership, Receipt, RoomView},
         pdu::Event,
+        state::RoomState,
     },
     server::Server,
     store,
@@ -48,6 +53,8 @@ pub struct Wanted<'a> {
     pub full_state: bool,
     /// `state_after` instead of `state` (MSC4222, v1.16).
     pub state_after: bool,
+    /// Who types is told even where nobody does: the client heard of somebody from a server that was restarted since.
+    pub retell_typing: bool,
     /// Account data by room: (type, content).
     pub account_data: &'a BTreeMap<String, Vec<(String, String)>>,
     /// Now.
@@ -143,6 +150,7 @@ pub async fn write_joined(
         && view.row.last_position <= from
         && room.receipts_at.load(Ordering::Acquire) <= from
         && room.typing_at.load(Ordering::Acquire) <= wanted.since.volatile
+        && !wanted.retell_typing
         && !wanted.account_data.contains_key(room_id.as_str());
     if quiet {
         return Ok(false);
@@ -164,6 +172,16 @@ pub async fn write_joined(
     let state = state_part(server, wanted, &view, &chunk, fresh).await?;
     let ephemeral = ephemeral(wanted, &room, fresh);
     let account_data = wanted.account_data.get(room_id.as_str());
+    // What the filter hides may change who is in the room and what is unread all the same.
+    let hidden_news = !fresh && view.row.last_position > from && hides(&wanted.filter.timeline);
+    let members_changed = fresh
+        || chunk.limited
+        || chunk.events.iter().chain(&state).any(|event| event.membership.is_some())
+        || hidden_news
+            && view.row.state_version > from
+            && view.state.of_type(&StateEventType::RoomMember).any(|event| event.position > from);
+    let unread = crate::push::counts::unread(server, user_id, &room).await?;
+    let counts_changed = hidden_news && unread.total() != Count::default();
     let receipts_moved = room.receipts.read().values().any(|r| {
         r.user_id == user_id && r.position > wanted.since.position && r.position <= wanted.upto.position
     });
@@ -174,6 +192,8 @@ pub async fn write_joined(
         && ephemeral.is_empty()
         && account_data.is_none()
         && !receipts_moved
+        && !members_changed
+        && !counts_changed
     {
         return Ok(false);
     }
@@ -203,14 +223,11 @@ pub async fn write_joined(
         let _ = write!(out, "{{\"type\":{},\"content\":{content}}}", serde_json::Value::from(kind.as_str()));
     });
     out.push_str("},\"summary\":");
-    let members_changed =
-        fresh || chunk.limited || chunk.events.iter().chain(&state).any(|event| event.membership.is_some());
     if members_changed {
         out.push_str(&summary(&view, user_id).to_string());
     } else {
         out.push_str("{}");
     }
-    let unread = crate::push::counts::unread(server, user_id, &room).await?;
     write_unread(out, &unread, wanted.filter.timeline.unread_thread_notifications);
     out.push('}');
     Ok(true)
@@ -240,6 +257,15 @@ fn write_unread(out: &mut String, unread: &Unread, threads_apart: bool) {
         }
         out.push('}');
     }
+}
+
+/// Whether a filter may hide events.
+fn hides(filter: &RoomEventFilter) -> bool {
+    filter.types.is_some()
+        || !filter.not_types.is_empty()
+        || filter.senders.is_some()
+        || !filter.not_senders.is_empty()
+        || filter.url_filter.is_some()
 }
 
 /// The limit of the timeline.
@@ -277,8 +303,13 @@ async fn state_part(
             // Nothing of the state changed within the timeline: the present state is the one before it.
             Some(first) if view.row.state_version >= first.position => {
                 if !everything && !chunk.limited {
-                    // Without a gap every change is in the timeline itself.
-                    Vec::new()
+                    // Without a gap every change is in the timeline itself, but for what the filter hides there.
+                    let hidden = hides(&wanted.filter.timeline);
+                    view.state
+                        .events()
+                        .filter(|e| hidden && e.position > known && e.position <= wanted.upto.position)
+                        .cloned()
+                        .collect()
                 } else {
                     store::rooms::state_before(
                         &mut server.db.read().await?,
@@ -302,6 +333,23 @@ async fn state_part(
     if !wanted.state_after {
         events.retain(|event| !in_timeline.contains(event.event_id.as_str()));
     }
+    drop_unwanted(wanted, view, chunk, known, &mut events);
+    for event in lazy_members_of(wanted, view, chunk) {
+        if !events.iter().any(|e| e.event_id == event.event_id) {
+            events.push(event);
+        }
+    }
+    Ok(events)
+}
+
+/// Drops what the filter does not want of the state, and, with lazy loading, members whom nothing shown needs.
+fn drop_unwanted(
+    wanted: &Wanted<'_>,
+    view: &RoomView,
+    chunk: &Chunk,
+    known: i64,
+    events: &mut Vec<Arc<Event>>,
+) {
     if filter::is_lazy(&wanted.filter.state) {
         let mut wanted_members: BTreeSet<&str> =
             chunk.events.iter().map(|event| event.sender.as_str()).collect();
@@ -312,16 +360,101 @@ async fn state_part(
             event.membership.is_none()
                 || event.state_key.as_deref().is_some_and(|key| wanted_members.contains(key))
                 // What changed since the last sync is told, whoever wrote.
-                || (!everything && event.position > known)
+                || (known > 0 && event.position > known)
         });
     }
     events.retain(|event| filter::passes(&wanted.filter.state, event));
     events.sort_by_key(|event| event.position);
-    for event in lazy_members_of(wanted, view, chunk) {
-        if !events.iter().any(|e| e.event_id == event.event_id) {
-            events.push(event);
+}
+
+/// Writes a room that the user left: the event that says so, and what came before it where former members may read it.
+pub async fn write_left(
+    server: &Arc<Server>,
+    wanted: &Wanted<'_>,
+    room_id: &RoomId,
+    membership: &Membership,
+    out: &mut String,
+) -> Result<()> {
+    let room = server.live.room(&server.db, room_id).await?;
+    let view = room.current()?;
+    let user_id = &*wanted.who.user_id;
+    let left_at = membership.changed_at;
+    let since = wanted.since.position;
+    let leave = history::event_of(server, &room, &membership.event_id).await?;
+    let (chunk, state) = match history::sight(server, user_id, room_id).await {
+        Ok((_, sight)) => {
+            let pick = |event: &Event| {
+                filter::passes(&wanted.filter.timeline, event)
+                    && (sight.sees(event.position) || event.event_id == membership.event_id)
+            };
+            let limit = timeline_limit(wanted.filter);
+            let chunk = timeline(server, &room, room_id, (since, left_at), limit, pick).await?;
+            let state = left_state(server, wanted, &view, &chunk, left_at).await?;
+            (chunk, state)
         }
+        // They read nothing of it any more, or never could.
+        Err(error) if error.code() == Some(Code::Forbidden) => {
+            let events: Vec<_> = leave.into_iter().collect();
+            let state = if wanted.state_after { events.clone() } else { Vec::new() };
+            (Chunk { events, limited: false }, state)
+        }
+        Err(error) => return Err(error),
+    };
+    if chunk.events.iter().any(|e| e.extra.get().is_none() && (e.is_state() || e.redacted_by.is_some())) {
+        history::complete(&mut server.db.read().await?, &chunk.events).await?;
     }
+    let start = chunk.events.first().map_or(left_at, |event| event.position - 1);
+    let write = |out: &mut String, event: &Arc<Event>| {
+        write_event(out, event, Some(wanted.who), wanted.now, false);
+    };
+    let _ =
+        write!(out, "{}\"{room_id}\":{{\"timeline\":{{\"events\":", if out.is_empty() { "" } else { "," });
+    write_list(out, &chunk.events, write);
+    let _ = write!(
+        out,
+        ",\"limited\":{},\"prev_batch\":\"{}\"}},\"{}\":{{\"events\":",
+        chunk.limited,
+        room_token(start, &server.epoch),
+        if wanted.state_after { "state_after" } else { "state" },
+    );
+    write_list(out, &state, write);
+    out.push_str("},\"account_data\":{\"events\":");
+    let account_data = wanted.account_data.get(room_id.as_str());
+    write_list(out, account_data.into_iter().flatten(), |out, (kind, content)| {
+        let _ = write!(out, "{{\"type\":{},\"content\":{content}}}", serde_json::Value::from(kind.as_str()));
+    });
+    out.push_str("}}");
+    Ok(())
+}
+
+/// The state beside the timeline of a room that the user left, as of their leaving, so far as the client does not
+/// know it: who was not in the room at the last sync knows nothing.
+async fn left_state(
+    server: &Server,
+    wanted: &Wanted<'_>,
+    view: &RoomView,
+    chunk: &Chunk,
+    left_at: i64,
+) -> Result<Vec<Arc<Event>>> {
+    let since = wanted.since.position;
+    let room_id = &view.row.room_id;
+    let known = if since == 0 || wanted.full_state {
+        0
+    } else {
+        let mut conn = server.db.read().await?;
+        let user_id = wanted.who.user_id.as_str();
+        let then =
+            store::rooms::state_entry_before(&mut conn, room_id, "m.room.member", user_id, since + 1).await?;
+        let inside = then.is_some_and(|event| event.membership.as_deref() == Some("join"));
+        if inside { since } else { 0 }
+    };
+    let order = match chunk.events.first() {
+        Some(first) if !wanted.state_after => first.position,
+        _ => left_at + 1,
+    };
+    let mut events = history::state_before(server, view, order).await?;
+    events.retain(|event| event.position > known);
+    drop_unwanted(wanted, view, chunk, known, &mut events);
     Ok(events)
 }
 
@@ -349,7 +482,7 @@ fn ephemeral(wanted: &Wanted<'_>, room: &LiveRoom, fresh: bool) -> Vec<String> {
             && (receipt.kind != "m.read.private" || mine)
     }));
     let typing_at = room.typing_at.load(Ordering::Acquire);
-    if typing_at > if fresh { 0 } else { wanted.since.volatile } {
+    if wanted.retell_typing || typing_at > if fresh { 0 } else { wanted.since.volatile } {
         let users: Vec<OwnedUserId> = room.typing_users();
         events.push(serde_json::json!({"type": "m.typing", "content": {"user_ids": users}}).to_string());
     }
@@ -358,8 +491,8 @@ fn ephemeral(wanted: &Wanted<'_>, room: &LiveRoom, fresh: bool) -> Vec<String> {
 
 /// The receipts of a room that are wanted, as one `m.receipt` event; none where there are none.
 pub fn receipts(room: &LiveRoom, wanted: impl Fn(&Receipt) -> bool) -> Option<String> {
-    // By event, kind and user. One person may have read an event in its thread and as a whole: the newest counts.
-    type ByUser = BTreeMap<String, (i64, serde_json::Value)>;
+    // By event, kind and user. Who has read an event in its thread and as a whole is said to have read the whole.
+    type ByUser = BTreeMap<String, (bool, serde_json::Value)>;
     let mut content: BTreeMap<String, BTreeMap<String, ByUser>> = BTreeMap::new();
     for receipt in room.receipts.read().values().filter(|receipt| wanted(receipt)) {
         let mut data = serde_json::json!({"ts": receipt.ts});
@@ -372,9 +505,9 @@ pub fn receipts(room: &LiveRoom, wanted: impl Fn(&Receipt) -> bool) -> Option<St
             .entry(receipt.kind.clone())
             .or_default()
             .entry(receipt.user_id.to_string())
-            .or_insert((receipt.position, serde_json::Value::Null));
-        if place.0 <= receipt.position {
-            *place = (receipt.position, data);
+            .or_insert((false, serde_json::Value::Null));
+        if !place.0 {
+            *place = (receipt.thread.is_empty(), data);
         }
     }
     let content: serde_json::Map<String, serde_json::Value> = content
@@ -394,8 +527,18 @@ pub fn receipts(room: &LiveRoom, wanted: impl Fn(&Receipt) -> bool) -> Option<St
     (!content.is_empty()).then(|| serde_json::json!({"type": "m.receipt", "content": content}).to_string())
 }
 
-/// What is told to who is invited, or knocks (client-server API, "Stripped state").
-pub fn invite_state(view: &RoomView, user_id: &UserId) -> Vec<Arc<Event>> {
+/// What is told to who is invited, or knocks (client-server API, "Stripped state"): as it was at that time, since what
+/// comes later is for those who are in the room.
+pub async fn invite_state(
+    server: &Server,
+    view: &RoomView,
+    user_id: &UserId,
+    at: i64,
+) -> Result<Vec<Arc<Event>>> {
+    let mut state = RoomState::default();
+    for event in history::state_before(server, view, at + 1).await? {
+        state.set(event);
+    }
     let mut events = Vec::new();
     for kind in [
         StateEventType::RoomCreate,
@@ -407,13 +550,13 @@ pub fn invite_state(view: &RoomView, user_id: &UserId) -> Vec<Arc<Event>> {
         StateEventType::RoomEncryption,
         StateEventType::from(crate::rooms::city::ROOM_STATE),
     ] {
-        events.extend(view.state.event(&kind, "").cloned());
+        events.extend(state.event(&kind, "").cloned());
     }
-    if let Some(own) = view.state.event(&StateEventType::RoomMember, user_id.as_str()) {
-        events.extend(view.state.event(&StateEventType::RoomMember, own.sender.as_str()).cloned());
+    if let Some(own) = state.event(&StateEventType::RoomMember, user_id.as_str()) {
+        events.extend(state.event(&StateEventType::RoomMember, own.sender.as_str()).cloned());
         events.push(Arc::clone(own));
     }
-    events
+    Ok(events)
 }
 
 /// Who names the room where it has no name: up to five members beside the reader.

@@ -10,12 +10,15 @@ pub struct SyncToken {
     pub position: i64,
     /// The volatile counter (typing).
     pub volatile: u64,
+    /// Somebody typed in one of the user's rooms: who hears it from one run of the server must hear the end of it from
+    /// the next.
+    pub typed: bool,
 }
 
 impl SyncToken {
     /// As clients see it.
     pub fn to_text(self, epoch: &str) -> String {
-        format!("h1_{epoch}_{}_{}", self.position, self.volatile)
+        format!("h1_{epoch}_{}_{}{}", self.position, self.volatile, if self.typed { "_t" } else { "" })
     }
 
     /// Reads a token; none where it belongs to another epoch.
@@ -23,13 +26,13 @@ impl SyncToken {
         let bad = || refuse(Code::InvalidParam, "This token is not one of this server's.");
         let parts: Vec<&str> = text.split('_').collect();
         match parts.as_slice() {
-            ["h1", of, position, volatile] => {
+            ["h1", of, position, volatile, typed @ ..] if matches!(typed, [] | ["t"]) => {
                 let position = position.parse::<i64>().map_err(|_| bad())?;
                 let volatile = volatile.parse().map_err(|_| bad())?;
                 if position < 0 {
                     return Err(bad());
                 }
-                Ok((*of == epoch).then_some(Self { position, volatile }))
+                Ok((*of == epoch).then_some(Self { position, volatile, typed: !typed.is_empty() }))
             }
             _ => Err(bad()),
         }
@@ -60,7 +63,10 @@ mod tests {
 
     #[test]
     fn tokens_come_back() {
-        let token = SyncToken { position: 77, volatile: 3 };
+        let token = SyncToken { position: 77, volatile: 3, typed: false };
+        let typed = SyncToken { typed: true, ..token };
+        assert_eq!(SyncToken::parse(&typed.to_text("abc"), "abc").unwrap(), Some(typed));
+        assert!(SyncToken::parse("h1_abc_5_0_x", "abc").is_err());
         assert_eq!(SyncToken::parse(&token.to_text("abc"), "abc").unwrap(), Some(token));
         assert_eq!(SyncToken::parse(&token.to_text("abc"), "new").unwrap(), None);
         assert!(SyncToken::parse("s123", "abc").is_err());

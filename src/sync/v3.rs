@@ -11,7 +11,7 @@ use ruma::{OwnedRoomId, RoomId, api::client::filter::FilterDefinition};
 
 use super::{
     device, filter,
-    render::{write_event, write_list, write_stripped},
+    render::{write_list, write_stripped},
     room::{self, Wanted},
     token::SyncToken,
     waiting::Waiting,
@@ -60,11 +60,18 @@ pub async fn sync(server: &Arc<Server>, who: &Requester, request: Request) -> Re
         let wake = user.wake.notified();
         tokio::pin!(wake);
         wake.as_mut().enable();
-        let mut upto = SyncToken { position: server.live.position(), volatile: server.live.volatile() };
+        let mut upto = SyncToken {
+            position: server.live.position(),
+            volatile: server.live.volatile(),
+            typed: server.live.somebody_types(&user),
+        };
         if upto.position < first.position {
             upto.position = first.position;
         }
-        let idle = since.is_some() && !request.full_state && !something_new(&user, first, upto);
+        let idle = since.is_some()
+            && !request.full_state
+            && !something_new(&user, first, upto)
+            && !retell_typing(server, first);
         if !idle {
             let (body, something) = answer(server, who, &user, &definition, &request, first, upto).await?;
             if something || since.is_none() || request.full_state || waiting.over() {
@@ -81,6 +88,12 @@ pub async fn sync(server: &Arc<Server>, who: &Requester, request: Request) -> Re
 pub fn something_new(user: &LiveUser, since: SyncToken, upto: SyncToken) -> bool {
     user.last_position.load(Ordering::Acquire) > since.position
         || user.last_volatile.load(Ordering::Acquire) > since.volatile.min(upto.volatile)
+}
+
+/// Whether the client was told that somebody types by a server that was restarted since: nobody would tell it that they
+/// ceased to.
+fn retell_typing(server: &Server, since: SyncToken) -> bool {
+    since.typed && since.volatile < server.live.began()
 }
 
 async fn definition(server: &Server, who: &Requester, text: Option<&str>) -> Result<FilterDefinition> {
@@ -165,6 +178,7 @@ async fn answer(
         filter: &definition.room,
         full_state: request.full_state,
         state_after: request.state_after,
+        retell_typing: retell_typing(server, since),
         account_data: &account_data,
         now: server.now(),
     };
@@ -187,7 +201,7 @@ async fn answer(
                 }
             }
             "invite" if membership.changed_at > since.position => {
-                write_invite(server, who, room_id, &mut invite).await?;
+                write_invite(server, who, room_id, membership, &mut invite).await?;
             }
             "leave" | "ban" if !membership.forgotten => {
                 let told = if since.position == 0 {
@@ -196,7 +210,7 @@ async fn answer(
                     membership.changed_at > since.position
                 };
                 if told {
-                    write_left(server, &wanted, room_id, membership, &mut leave).await?;
+                    room::write_left(server, &wanted, room_id, membership, &mut leave).await?;
                 }
             }
             _ => {}
@@ -239,10 +253,11 @@ async fn write_invite(
     server: &Arc<Server>,
     who: &Requester,
     room_id: &RoomId,
+    membership: &Membership,
     out: &mut String,
 ) -> Result<()> {
     let view = server.live.room(&server.db, room_id).await?.current()?;
-    let events = room::invite_state(&view, &who.user_id);
+    let events = room::invite_state(server, &view, &who.user_id, membership.position).await?;
     let _ = write!(
         out,
         "{}\"{room_id}\":{{\"invite_state\":{{\"events\":",
@@ -250,39 +265,5 @@ async fn write_invite(
     );
     write_list(out, &events, |out, event| write_stripped(out, event));
     out.push_str("}}");
-    Ok(())
-}
-
-/// A room that the user left: the leave event, and what came before it where former members may read it.
-async fn write_left(
-    server: &Arc<Server>,
-    wanted: &Wanted<'_>,
-    room_id: &RoomId,
-    membership: &Membership,
-    out: &mut String,
-) -> Result<()> {
-    let room = server.live.room(&server.db, room_id).await?;
-    let mut events = Vec::new();
-    if server.config.policy.former_members_read == "until_leave" {
-        let (_, sight) = crate::rooms::history::sight(server, &wanted.who.user_id, room_id).await?;
-        let upto = membership.changed_at;
-        let limit = room::timeline_limit(wanted.filter);
-        let pick = |event: &crate::rooms::pdu::Event| {
-            filter::passes(&wanted.filter.timeline, event) && sight.sees(event.position)
-        };
-        events =
-            room::timeline(server, &room, room_id, (wanted.since.position, upto), limit, pick).await?.events;
-    } else if let Some(event) = crate::rooms::history::event_of(server, &room, &membership.event_id).await? {
-        events.push(event);
-    }
-    let start = events.first().map_or(wanted.upto.position, |event| event.position - 1);
-    let _ =
-        write!(out, "{}\"{room_id}\":{{\"timeline\":{{\"events\":", if out.is_empty() { "" } else { "," });
-    write_list(out, &events, |out, event| write_event(out, event, Some(wanted.who), wanted.now, false));
-    let _ = write!(
-        out,
-        ",\"limited\":false,\"prev_batch\":\"{}\"}},\"state\":{{\"events\":[]}}}}",
-        super::token::room_token(start, &server.epoch)
-    );
     Ok(())
 }

@@ -80,6 +80,7 @@ pub async fn sync(
         let upto = SyncToken {
             position: server.live.position().max(point.upto.position),
             volatile: server.live.volatile(),
+            typed: false,
         };
         let idle = !new_question
             && !v3::something_new(&user, point.upto, upto)
@@ -499,7 +500,7 @@ impl<'a> Answer<'a> {
             let (events, next) =
                 device::to_device(server, who, (since, self.asked.upto.position), limit).await?;
             self.something |= !events.is_empty();
-            let next = SyncToken { position: next, volatile: 0 }.to_text(&server.epoch);
+            let next = SyncToken { position: next, ..SyncToken::default() }.to_text(&server.epoch);
             out.insert("to_device".to_owned(), json!({"next_batch": next, "events": events}));
         }
         if self.body.extensions.e2ee.on() {

@@ -200,7 +200,8 @@ pub async fn write_invited(
         let _ = write!(out, ",\"lists\":{}", serde_json::to_string(room.lists)?);
     }
     out.push_str(",\"invite_state\":");
-    write_list(out, &invite_state(&view, &asked.who.user_id), |out, event| write_stripped(out, event));
+    let state = invite_state(server, &view, &asked.who.user_id, room.membership.position).await?;
+    write_list(out, &state, |out, event| write_stripped(out, event));
     out.push('}');
     Ok(true)
 }

@@ -89,7 +89,7 @@ pub fn routes(routes: Routes) -> Routes {
         })
         .raw::<joined_members::Request, Requester, _, _>(|server, who, request| async move {
             let (room, sight) = history::sight(&server, &who.user_id, &request.room_id).await?;
-            if !matches!(sight, history::Sight::Member { .. }) {
+            if !sight.is_member() {
                 return Err(forbidden("You are not a member of this room."));
             }
             let view = room.current()?;
