@@ -13,6 +13,7 @@ use super::rules;
 use crate::{
     error::Result,
     rooms::{
+        ignored::{self, Ignored},
         live::{LiveRoom, Receipt, RoomView},
         pdu::Event,
     },
@@ -31,6 +32,7 @@ type Receipts = BTreeMap<(OwnedUserId, String, String), Receipt>;
 #[derive(Clone, Debug, Default)]
 pub struct Counted {
     rules: Arc<Ruleset>,
+    ignored: Ignored,
     read: Read,
     /// Counted up to this position.
     upto: i64,
@@ -55,18 +57,23 @@ pub async fn unread(server: &Arc<Server>, user: &UserId, room: &LiveRoom) -> Res
     let joined = server.live.membership(user, room_id).filter(|m| m.membership == "join");
     let Some(joined) = joined else { return Ok((0, 0)) };
     let rules = rules::ruleset(server, user).await?;
+    let ignored = ignored::by(server, user).await?;
     let read = Read::of(&room.receipts.read(), user, joined.changed_at);
     let live = server.live.user(user);
     let cached = live.unread.lock().get(room_id).cloned();
     let continued = match cached {
-        Some(counted) if Arc::ptr_eq(&counted.rules, &rules) && counted.read == read => {
+        Some(counted)
+            if Arc::ptr_eq(&counted.rules, &rules)
+                && counted.ignored.is(&ignored)
+                && counted.read == read =>
+        {
             counted.continued(room, &view, user).await
         }
         _ => None,
     };
     let counted = match continued {
         Some(counted) => counted,
-        None => recount(server, room, &view, user, rules, read).await?,
+        None => recount(server, room, &view, user, (rules, ignored), read).await?,
     };
     let counts = (counted.notify, counted.highlight);
     live.unread.lock().insert(room_id.clone(), counted);
@@ -90,7 +97,7 @@ async fn recount(
     room: &LiveRoom,
     view: &RoomView,
     user: &UserId,
-    rules: Arc<Ruleset>,
+    (rules, ignored): (Arc<Ruleset>, Ignored),
     read: Read,
 ) -> Result<Counted> {
     let context = rules::context(view, user);
@@ -99,7 +106,7 @@ async fn recount(
         (timeline.events.iter().cloned().collect::<Vec<_>>(), timeline.complete_after)
     };
     let upto = newest.last().map_or(complete_after, |event| event.position);
-    let mut counted = Counted { rules, read, upto, notify: 0, highlight: 0 };
+    let mut counted = Counted { rules, ignored, read, upto, notify: 0, highlight: 0 };
     let mut seen = 0;
     for event in newest.iter().rev() {
         seen += 1;
@@ -137,7 +144,7 @@ impl Counted {
     }
 
     async fn count(&mut self, event: &Event, context: &PushConditionRoomCtx) {
-        if self.read.covers(event) {
+        if self.read.covers(event) || self.ignored.hides(event) {
             return;
         }
         let (notifies, highlights) = verdict(&rules::actions_in(&self.rules, event, context).await);
@@ -204,7 +211,7 @@ impl Read {
     /// Whether the event belongs to a thread that was read that far.
     fn covers(&self, event: &Event) -> bool {
         !self.threads.is_empty()
-            && store::events::relation(event).is_some_and(|relation| {
+            && event.relation().is_some_and(|relation| {
                 relation.rel_type == "m.thread"
                     && self.threads.get(&relation.event_id).is_some_and(|upto| event.position <= *upto)
             })

@@ -231,6 +231,8 @@ pub struct LiveUser {
     pub generation: AtomicU64,
     /// Push rules as last read, with the generation they belong to.
     pub rules: Mutex<Option<(u64, Arc<ruma::push::Ruleset>)>>,
+    /// Ignored users as last read, with the generation they belong to.
+    pub ignored: Mutex<Option<(u64, super::ignored::Ignored)>>,
     /// Unread counts by room: counted up to a position, for a receipt position.
     pub unread: Mutex<HashMap<OwnedRoomId, crate::push::counts::Counted>>,
 }

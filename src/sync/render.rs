@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::bundle::Bundles;
 use crate::{http::caller::Requester, rooms::pdu::Event};
 
 /// An event with `unsigned`, for a reader or for nobody in particular.
@@ -11,8 +12,39 @@ pub fn event(event: &Event, who: Option<&Requester>, now_ms: i64) -> String {
     out
 }
 
+/// As [`event`], with what relates to it.
+pub fn bundled(event: &Event, bundles: &Bundles, who: &Requester, now_ms: i64) -> String {
+    let mut out = String::with_capacity(event.client.len() + 160);
+    write_bundled(&mut out, event, bundles, who, now_ms, true);
+    out
+}
+
 /// Writes an event with `unsigned`. Sync leaves the room id out.
 pub fn write_event(out: &mut String, event: &Event, who: Option<&Requester>, now_ms: i64, with_room: bool) {
+    write(out, event, None, who, now_ms, with_room);
+}
+
+/// As [`write_event`], with what relates to the event (`m.relations`): for timelines and whatever else the specification
+/// bundles.
+pub fn write_bundled(
+    out: &mut String,
+    event: &Event,
+    bundles: &Bundles,
+    who: &Requester,
+    now_ms: i64,
+    with_room: bool,
+) {
+    write(out, event, bundles.of(event), Some(who), now_ms, with_room);
+}
+
+fn write(
+    out: &mut String,
+    event: &Event,
+    relations: Option<&str>,
+    who: Option<&Requester>,
+    now_ms: i64,
+    with_room: bool,
+) {
     if with_room {
         out.push_str(&event.client);
     } else {
@@ -47,6 +79,10 @@ pub fn write_event(out: &mut String, event: &Event, who: Option<&Requester>, now
         if let Some(because) = &extra.because {
             let _ = write!(out, ",\"redacted_because\":{}}}", because.client);
         }
+    }
+    if let Some(relations) = relations {
+        out.push_str(",\"m.relations\":");
+        out.push_str(relations);
     }
     out.push_str("}}");
 }

@@ -9,15 +9,15 @@ use std::{
 use ruma::{OwnedUserId, RoomId, UserId, api::client::filter::RoomFilter, events::StateEventType};
 
 use super::{
-    filter,
-    render::{write_event, write_list},
+    bundle, filter,
+    render::{write_bundled, write_event, write_list},
     token::{SyncToken, room_token},
 };
 use crate::{
     error::Result,
     http::caller::Requester,
     rooms::{
-        history,
+        history, ignored,
         live::{LiveRoom, RoomView},
         pdu::Event,
     },
@@ -149,8 +149,12 @@ pub async fn write_joined(
     let limit = timeline_limit(wanted.filter);
     let sight = history::sight(server, user_id, room_id).await?.1;
     let chunk = if view.row.last_position > from {
-        let pick =
-            |event: &Event| filter::passes(&wanted.filter.timeline, event) && sight.sees(event.position);
+        let ignored = ignored::by(server, user_id).await?;
+        let pick = |event: &Event| {
+            filter::passes(&wanted.filter.timeline, event)
+                && sight.sees(event.position)
+                && !ignored.hides(event)
+        };
         let mut chunk = timeline(server, &room, room_id, (from, wanted.upto.position), limit, pick).await?;
         chunk.limited |= newly && wanted.since.position > 0;
         chunk
@@ -181,8 +185,11 @@ pub async fn write_joined(
         crate::reading::delivered(server, wanted.who, room_id, newest).await?;
     }
     let start = chunk.events.first().map_or(wanted.upto.position, |event| event.position - 1);
+    let bundles = bundle::bundle(server, wanted.who, &room, &sight, &chunk.events).await?;
     out.push_str("{\"timeline\":{\"events\":");
-    write_list(out, &chunk.events, |out, event| write_event(out, event, Some(wanted.who), wanted.now, false));
+    write_list(out, &chunk.events, |out, event| {
+        write_bundled(out, event, &bundles, wanted.who, wanted.now, false);
+    });
     let _ = write!(
         out,
         ",\"limited\":{},\"prev_batch\":\"{}\"}}",

@@ -10,15 +10,18 @@ use std::{
 use ruma::{OwnedRoomId, RoomId, api::client::filter::FilterDefinition, events::StateEventType};
 
 use super::{
-    filter,
-    render::{write_event, write_list, write_stripped},
+    bundle, filter,
+    render::{write_bundled, write_list, write_stripped},
     room::{self, Wanted},
     token::SyncToken,
 };
 use crate::{
     error::{Code, Result, refuse},
     http::caller::Requester,
-    rooms::live::{LiveUser, Membership},
+    rooms::{
+        ignored::{self, Ignored},
+        live::{LiveUser, Membership},
+    },
     server::Server,
     store,
 };
@@ -228,6 +231,7 @@ async fn answer(
         account_data: &account_data,
         now: server.now(),
     };
+    let ignored = ignored::by(server, &who.user_id).await?;
     let mut join = String::new();
     let mut invite = String::new();
     let mut leave = String::new();
@@ -247,7 +251,7 @@ async fn answer(
                 }
             }
             "invite" if membership.changed_at > since.position => {
-                write_invite(server, who, room_id, &mut invite).await?;
+                write_invite(server, who, &ignored, room_id, &mut invite).await?;
             }
             "leave" | "ban" if !membership.forgotten => {
                 let told = if since.position == 0 {
@@ -320,11 +324,16 @@ async fn write_key_counts(server: &Server, who: &Requester, out: &mut String) ->
 async fn write_invite(
     server: &Arc<Server>,
     who: &Requester,
+    ignored: &Ignored,
     room_id: &RoomId,
     out: &mut String,
 ) -> Result<()> {
     let room = server.live.room(&server.db, room_id).await?;
     let view = room.current()?;
+    let own = view.state.event(&StateEventType::RoomMember, who.user_id.as_str());
+    if own.is_some_and(|event| ignored.contains(&event.sender)) {
+        return Ok(());
+    }
     let mut events = Vec::new();
     for kind in [
         StateEventType::RoomCreate,
@@ -362,22 +371,29 @@ async fn write_left(
 ) -> Result<()> {
     let room = server.live.room(&server.db, room_id).await?;
     let mut events = Vec::new();
+    let mut bundles = bundle::Bundles::default();
     if server.config.policy.former_members_read == "until_leave" {
         let (_, sight) = crate::rooms::history::sight(server, &wanted.who.user_id, room_id).await?;
         let upto = membership.changed_at;
         let limit = room::timeline_limit(wanted.filter);
+        let ignored = ignored::by(server, &wanted.who.user_id).await?;
         let pick = |event: &crate::rooms::pdu::Event| {
-            filter::passes(&wanted.filter.timeline, event) && sight.sees(event.position)
+            filter::passes(&wanted.filter.timeline, event)
+                && sight.sees(event.position)
+                && !ignored.hides(event)
         };
         events =
             room::timeline(server, &room, room_id, (wanted.since.position, upto), limit, pick).await?.events;
+        bundles = bundle::bundle(server, wanted.who, &room, &sight, &events).await?;
     } else if let Some(event) = crate::rooms::history::event_of(server, &room, &membership.event_id).await? {
         events.push(event);
     }
     let start = events.first().map_or(wanted.upto.position, |event| event.position - 1);
     let _ =
         write!(out, "{}\"{room_id}\":{{\"timeline\":{{\"events\":", if out.is_empty() { "" } else { "," });
-    write_list(out, &events, |out, event| write_event(out, event, Some(wanted.who), wanted.now, false));
+    write_list(out, &events, |out, event| {
+        write_bundled(out, event, &bundles, wanted.who, wanted.now, false);
+    });
     let _ = write!(
         out,
         ",\"limited\":false,\"prev_batch\":\"{}\"}},\"state\":{{\"events\":[]}}}}",
