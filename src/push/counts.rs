@@ -13,6 +13,7 @@ use super::rules;
 use crate::{
     error::Result,
     rooms::{
+        ignored::{self, Ignored},
         live::{LiveRoom, Receipt, RoomView},
         pdu::Event,
     },
@@ -66,6 +67,7 @@ impl Unread {
 #[derive(Clone, Debug, Default)]
 pub struct Counted {
     rules: Arc<Ruleset>,
+    ignored: Ignored,
     read: Read,
     /// Counted up to this position.
     upto: i64,
@@ -91,18 +93,23 @@ pub async fn unread(server: &Arc<Server>, user: &UserId, room: &LiveRoom) -> Res
     let joined = server.live.membership(user, room_id).filter(|m| m.membership == "join");
     let Some(joined) = joined else { return Ok(Unread::default()) };
     let rules = rules::ruleset(server, user).await?;
+    let ignored = ignored::by(server, user).await?;
     let read = Read::of(&room.receipts.read(), user, joined.changed_at);
     let live = server.live.user(user);
     let cached = live.unread.lock().get(room_id).cloned();
     let continued = match cached {
-        Some(counted) if Arc::ptr_eq(&counted.rules, &rules) && counted.read == read => {
+        Some(counted)
+            if Arc::ptr_eq(&counted.rules, &rules)
+                && counted.ignored.is(&ignored)
+                && counted.read == read =>
+        {
             counted.continued(room, &view, user).await
         }
         _ => None,
     };
     let counted = match continued {
         Some(counted) => counted,
-        None => recount(server, room, &view, user, rules, read).await?,
+        None => recount(server, room, &view, user, (rules, ignored), read).await?,
     };
     let unread = counted.unread.clone();
     live.unread.lock().insert(room_id.clone(), counted);
@@ -127,7 +134,7 @@ async fn recount(
     room: &LiveRoom,
     view: &RoomView,
     user: &UserId,
-    rules: Arc<Ruleset>,
+    (rules, ignored): (Arc<Ruleset>, Ignored),
     read: Read,
 ) -> Result<Counted> {
     let context = rules::context(view, user);
@@ -138,7 +145,7 @@ async fn recount(
     let upto = newest.last().map_or(complete_after, |event| event.position);
     let room_id = &view.row.room_id;
     let mut back = Back {
-        counted: Counted { rules, read, upto, unread: Unread::default() },
+        counted: Counted { rules, ignored, read, upto, unread: Unread::default() },
         context: &context,
         written: BTreeMap::new(),
         seen: 0,
@@ -204,7 +211,7 @@ impl Back<'_> {
 
 impl Counted {
     async fn count(&mut self, event: &Event, thread: Option<&str>, context: &PushConditionRoomCtx) {
-        if event.position <= self.read.upto(thread) {
+        if event.position <= self.read.upto(thread) || self.ignored.hides(event) {
             return;
         }
         let (notifies, highlights) = verdict(&rules::actions_in(&self.rules, event, context).await);
@@ -249,9 +256,10 @@ impl Counted {
 
 /// The root of the thread that an event is in.
 fn thread_of(event: &Event) -> Option<String> {
-    store::events::relation(event)
+    event
+        .relation()
         .filter(|relation| relation.rel_type == "m.thread")
-        .map(|relation| relation.event_id)
+        .map(|relation| relation.event_id.clone())
 }
 
 /// Who writes has read. Member events do not count: a new display name makes one in every room.

@@ -23,6 +23,7 @@ use crate::{
     error::{Code, Error, Result},
     rooms::{
         committer::Hint,
+        ignored,
         live::{LiveRoom, RoomView},
         pdu::Event,
     },
@@ -185,6 +186,10 @@ async fn tell(server: &Arc<Server>, bridge: &Bridge, event: &Event) -> Result<bo
     };
     let mut told = false;
     for user in targets(server, &view, event) {
+        let ignored = ignored::by(server, &user).await?;
+        if ignored.hides(event) || event.membership.is_some() && ignored.contains(&event.sender) {
+            continue;
+        }
         let ruleset = rules::ruleset(server, &user).await?;
         let actions = rules::actions(&ruleset, event, &view, &user).await;
         let Some(scope) = Scope::of(event, &user, place, &actions) else { continue };

@@ -83,12 +83,15 @@ pub async fn sight(server: &Server, user_id: &UserId, room_id: &RoomId) -> Resul
         Vec::new()
     };
     let memberships = steps(&memberships, "leave", |event| event.membership.clone());
-    let left = membership.filter(|_| former).map(|m| m.changed_at);
+    // A former member's sight ends where their last membership ended, whatever came after: an invitation that they
+    // refused, a ban that was lifted.
+    let last = memberships.iter().rev().find(|(.., membership)| membership == "join");
+    let left = last.map(|(_, to, _)| *to);
     let ranges = visible(&visibility, &memberships, policy.guests, left.unwrap_or(i64::MAX));
     if ranges.is_empty() {
         return Err(denied());
     }
-    let upto = if member { i64::MAX } else { left.or(ranges.last().map(|(_, to)| *to)).unwrap_or_default() };
+    let upto = left.or(ranges.last().map(|(_, to)| *to)).unwrap_or_default();
     Ok((room, Sight { member, ranges, upto }))
 }
 

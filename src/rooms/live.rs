@@ -239,6 +239,8 @@ pub struct LiveUser {
     pub rules: Mutex<Option<(u64, Arc<ruma::push::Ruleset>)>>,
     /// The rooms that the user calls direct, with the generation they belong to.
     pub direct: Mutex<Option<(u64, Arc<BTreeSet<String>>)>>,
+    /// Ignored users as last read, with the generation they belong to.
+    pub ignored: Mutex<Option<(u64, super::ignored::Ignored)>>,
     /// Unread counts by room: counted up to a position, for a receipt position.
     pub unread: Mutex<HashMap<OwnedRoomId, crate::push::counts::Counted>>,
 }

@@ -7,6 +7,7 @@ pub mod committer;
 pub mod create;
 pub mod effects;
 pub mod history;
+pub mod ignored;
 pub mod life;
 pub mod live;
 pub mod member;

@@ -59,6 +59,19 @@ pub struct Event {
     pub membership: Option<String>,
     /// What `unsigned` tells beside the event itself; filled by `rooms::history::complete` where it is not known.
     pub extra: std::sync::OnceLock<Extra>,
+    /// What it relates to, once somebody has asked.
+    related: std::sync::OnceLock<Option<Relation>>,
+}
+
+/// `m.relates_to` of an event (client-server API, "Forming relationships between events").
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Relation {
+    /// The event related to.
+    pub event_id: String,
+    /// How.
+    pub rel_type: String,
+    /// The annotation's key.
+    pub key: Option<String>,
 }
 
 /// What stands around an event: what it replaced and what redacted it.
@@ -229,6 +242,7 @@ impl Event {
             room_id,
             membership,
             extra: std::sync::OnceLock::new(),
+            related: std::sync::OnceLock::new(),
             kind: parsed.kind,
             state_key: parsed.state_key,
             sender: parsed.sender,
@@ -249,6 +263,13 @@ impl Event {
     /// Whether this is a state event.
     pub fn is_state(&self) -> bool {
         self.state_key.is_some()
+    }
+
+    /// The relation of an event, where it has one. State has none.
+    pub fn relation(&self) -> Option<&Relation> {
+        self.related
+            .get_or_init(|| if self.is_state() { None } else { relation_in(self.content.get()) })
+            .as_ref()
     }
 
     /// A field of the content, where it is a string.
@@ -288,6 +309,26 @@ impl Event {
     pub fn value(&self) -> serde_json::Value {
         serde_json::from_str(&format!("{}}}", self.client)).unwrap_or_default()
     }
+}
+
+/// The relation in an event's content.
+fn relation_in(content: &str) -> Option<Relation> {
+    #[derive(Deserialize)]
+    struct Content {
+        #[serde(rename = "m.relates_to")]
+        relates_to: Relation,
+    }
+    if !content.contains("m.relates_to") {
+        return None;
+    }
+    let relation = serde_json::from_str::<Content>(content).ok()?.relates_to;
+    // Longer ones are no relations that anybody can follow, and PostgreSQL's index would refuse them.
+    let long = relation
+        .event_id
+        .len()
+        .max(relation.rel_type.len())
+        .max(relation.key.as_ref().map_or(0, String::len));
+    (long <= 255).then_some(relation)
 }
 
 fn client_form(

@@ -138,7 +138,7 @@ pub(crate) fn insert(script: &mut Script, pending: &Pending) {
         },
         ""
     );
-    let related: Vec<_> = pending.events.iter().filter_map(|e| relation(e).map(|r| (e, r))).collect();
+    let related: Vec<_> = pending.events.iter().filter_map(|e| e.relation().map(|r| (e, r))).collect();
     queue_many!(
         script,
         "INSERT INTO relations (target_id, event_id, room_id, rel_type, type, sender, key, position) ",
@@ -155,37 +155,6 @@ pub(crate) fn insert(script: &mut Script, pending: &Pending) {
         },
         ""
     );
-}
-
-/// `m.relates_to` of an event (client-server API, "Forming relationships between events").
-#[derive(serde::Deserialize)]
-pub struct Relation {
-    /// The event related to.
-    pub event_id: String,
-    /// How.
-    pub rel_type: String,
-    /// The annotation's key.
-    pub key: Option<String>,
-}
-
-/// The relation of an event, where it has one.
-pub fn relation(event: &Event) -> Option<Relation> {
-    #[derive(serde::Deserialize)]
-    struct Content {
-        #[serde(rename = "m.relates_to")]
-        relates_to: Relation,
-    }
-    if event.is_state() || !event.content.get().contains("m.relates_to") {
-        return None;
-    }
-    let relation = serde_json::from_str::<Content>(event.content.get()).ok()?.relates_to;
-    // Longer ones are no relations that anybody can follow, and PostgreSQL's index would refuse them.
-    let long = relation
-        .event_id
-        .len()
-        .max(relation.rel_type.len())
-        .max(relation.key.as_ref().map_or(0, String::len));
-    (long <= 255).then_some(relation)
 }
 
 /// Drops the originals of redacted events: of what was redacted because its subject's record was purged.
@@ -214,6 +183,27 @@ pub async fn by_ids(conn: &mut Conn, ids: &[String]) -> Result<Vec<Arc<Event>>> 
         "SELECT position, event_id, room_id, pdu, redacted_by, device_id, txn_id FROM events WHERE event_id IN ",
         ids
     ))
+}
+
+/// Events by their positions, in no order.
+pub async fn at(conn: &mut Conn, positions: &[i64]) -> Result<Vec<Arc<Event>>> {
+    let mut rows: Vec<Row> = Vec::new();
+    super::on!(conn, c => {
+        for chunk in positions.chunks(500) {
+            let mut query = sqlx::QueryBuilder::new(
+                "SELECT position, event_id, room_id, pdu, redacted_by, device_id, txn_id FROM events WHERE position IN (",
+            );
+            let mut separated = query.separated(", ");
+            for position in chunk {
+                separated.push_bind(*position);
+            }
+            query.push(")");
+            rows.extend(
+                query.build_query_as::<Row>().fetch_all(&mut *c).await.map_err(crate::error::Error::from)?,
+            );
+        }
+    });
+    events(rows)
 }
 
 /// The newest events of a room at or below an order, oldest first.

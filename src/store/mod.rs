@@ -26,6 +26,7 @@ pub mod media;
 pub mod meta;
 pub mod personal;
 pub mod push;
+pub mod relations;
 pub mod rooms;
 pub mod script;
 pub mod search;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::bundle::Bundles;
 use crate::{http::caller::Requester, rooms::pdu::Event};
 
 /// An event with `unsigned`, for a reader or for nobody in particular.
@@ -11,8 +12,39 @@ pub fn event(event: &Event, who: Option<&Requester>, now_ms: i64) -> String {
     out
 }
 
+/// As [`event`], with what relates to it.
+pub fn bundled(event: &Event, bundles: &Bundles, who: &Requester, now_ms: i64) -> String {
+    let mut out = String::with_capacity(event.client.len() + 160);
+    write_bundled(&mut out, event, bundles, who, now_ms, true);
+    out
+}
+
 /// Writes an event with `unsigned`. Sync leaves the room id out.
 pub fn write_event(out: &mut String, event: &Event, who: Option<&Requester>, now_ms: i64, with_room: bool) {
+    write(out, event, None, who, now_ms, with_room);
+}
+
+/// As [`write_event`], with what relates to the event (`m.relations`): for timelines and whatever else the specification
+/// bundles.
+pub fn write_bundled(
+    out: &mut String,
+    event: &Event,
+    bundles: &Bundles,
+    who: &Requester,
+    now_ms: i64,
+    with_room: bool,
+) {
+    write(out, event, Some(bundles), Some(who), now_ms, with_room);
+}
+
+fn write(
+    out: &mut String,
+    event: &Event,
+    bundles: Option<&Bundles>,
+    who: Option<&Requester>,
+    now_ms: i64,
+    with_room: bool,
+) {
     if with_room {
         out.push_str(&event.client);
     } else {
@@ -36,17 +68,24 @@ pub fn write_event(out: &mut String, event: &Event, who: Option<&Requester>, now
     }
     if let Some(extra) = event.extra.get() {
         if let Some(before) = &extra.replaces {
-            let _ = write!(
-                out,
-                ",\"prev_content\":{},\"prev_sender\":\"{}\",\"replaces_state\":\"{}\"",
-                before.content.get(),
-                before.sender,
-                before.event_id
-            );
+            let _ = write!(out, ",\"replaces_state\":\"{}\"", before.event_id);
+            // Only for who may see the event that was replaced (v1.19, "prev_content"). Appservices see all.
+            if bundles.map_or(who.is_none(), |bundles| bundles.sees(before)) {
+                let _ = write!(
+                    out,
+                    ",\"prev_content\":{},\"prev_sender\":\"{}\"",
+                    before.content.get(),
+                    before.sender
+                );
+            }
         }
         if let Some(because) = &extra.because {
             let _ = write!(out, ",\"redacted_because\":{}}}", because.client);
         }
+    }
+    if let Some(relations) = bundles.and_then(|bundles| bundles.of(event)) {
+        out.push_str(",\"m.relations\":");
+        out.push_str(relations);
     }
     out.push_str("}}");
 }

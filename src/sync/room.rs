@@ -13,8 +13,8 @@ use ruma::{
 };
 
 use super::{
-    filter,
-    render::{write_event, write_list},
+    bundle, filter,
+    render::{write_bundled, write_event, write_list},
     token::{SyncToken, room_token},
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     http::caller::Requester,
     push::counts::{Count, Unread},
     rooms::{
-        history,
+        history, ignored,
         live::{LiveRoom, Membership, Receipt, RoomView},
         pdu::Event,
         state::RoomState,
@@ -158,8 +158,12 @@ pub async fn write_joined(
     let limit = timeline_limit(wanted.filter);
     let sight = history::sight(server, user_id, room_id).await?.1;
     let chunk = if view.row.last_position > from {
-        let pick =
-            |event: &Event| filter::passes(&wanted.filter.timeline, event) && sight.sees(event.position);
+        let ignored = ignored::by(server, user_id).await?;
+        let pick = |event: &Event| {
+            filter::passes(&wanted.filter.timeline, event)
+                && sight.sees(event.position)
+                && !ignored.hides(event)
+        };
         let mut chunk = timeline(server, &room, room_id, (from, wanted.upto.position), limit, pick).await?;
         chunk.limited |= newly && wanted.since.position > 0;
         chunk
@@ -202,8 +206,11 @@ pub async fn write_joined(
         crate::reading::delivered(server, wanted.who, room_id, newest).await?;
     }
     let start = chunk.events.first().map_or(wanted.upto.position, |event| event.position - 1);
+    let bundles = bundle::bundle(server, wanted.who, &room, &sight, &chunk.events).await?;
     out.push_str("{\"timeline\":{\"events\":");
-    write_list(out, &chunk.events, |out, event| write_event(out, event, Some(wanted.who), wanted.now, false));
+    write_list(out, &chunk.events, |out, event| {
+        write_bundled(out, event, &bundles, wanted.who, wanted.now, false);
+    });
     let _ = write!(
         out,
         ",\"limited\":{},\"prev_batch\":\"{}\"}}",
@@ -381,15 +388,19 @@ pub async fn write_left(
     let left_at = membership.changed_at;
     let since = wanted.since.position;
     let leave = history::event_of(server, &room, &membership.event_id).await?;
+    let mut bundles = bundle::Bundles::default();
     let (chunk, state) = match history::sight(server, user_id, room_id).await {
         Ok((_, sight)) => {
+            let ignored = ignored::by(server, user_id).await?;
             let pick = |event: &Event| {
                 filter::passes(&wanted.filter.timeline, event)
                     && (sight.sees(event.position) || event.event_id == membership.event_id)
+                    && !ignored.hides(event)
             };
             let limit = timeline_limit(wanted.filter);
             let chunk = timeline(server, &room, room_id, (since, left_at), limit, pick).await?;
-            let state = left_state(server, wanted, &view, &chunk, left_at).await?;
+            let state = left_state(server, wanted, &view, &chunk, left_at.min(sight.upto())).await?;
+            bundles = bundle::bundle(server, wanted.who, &room, &sight, &chunk.events).await?;
             (chunk, state)
         }
         // They read nothing of it any more, or never could.
@@ -409,7 +420,9 @@ pub async fn write_left(
     };
     let _ =
         write!(out, "{}\"{room_id}\":{{\"timeline\":{{\"events\":", if out.is_empty() { "" } else { "," });
-    write_list(out, &chunk.events, write);
+    write_list(out, &chunk.events, |out, event| {
+        write_bundled(out, event, &bundles, wanted.who, wanted.now, false);
+    });
     let _ = write!(
         out,
         ",\"limited\":{},\"prev_batch\":\"{}\"}},\"{}\":{{\"events\":",

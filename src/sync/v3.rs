@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ruma::{OwnedRoomId, RoomId, api::client::filter::FilterDefinition};
+use ruma::{OwnedRoomId, RoomId, api::client::filter::FilterDefinition, events::StateEventType};
 
 use super::{
     device, filter,
@@ -19,7 +19,10 @@ use super::{
 use crate::{
     error::Result,
     http::caller::Requester,
-    rooms::live::{LiveUser, Membership},
+    rooms::{
+        ignored::{self, Ignored},
+        live::{LiveUser, Membership},
+    },
     server::Server,
     store,
 };
@@ -182,6 +185,7 @@ async fn answer(
         account_data: &account_data,
         now: server.now(),
     };
+    let ignored = ignored::by(server, &who.user_id).await?;
     let mut join = String::new();
     let mut invite = String::new();
     let mut leave = String::new();
@@ -201,7 +205,7 @@ async fn answer(
                 }
             }
             "invite" if membership.changed_at > since.position => {
-                write_invite(server, who, room_id, membership, &mut invite).await?;
+                write_invite(server, who, &ignored, room_id, membership, &mut invite).await?;
             }
             "leave" | "ban" if !membership.forgotten => {
                 let told = if since.position == 0 {
@@ -252,11 +256,16 @@ async fn answer(
 async fn write_invite(
     server: &Arc<Server>,
     who: &Requester,
+    ignored: &Ignored,
     room_id: &RoomId,
     membership: &Membership,
     out: &mut String,
 ) -> Result<()> {
     let view = server.live.room(&server.db, room_id).await?.current()?;
+    let own = view.state.event(&StateEventType::RoomMember, who.user_id.as_str());
+    if own.is_some_and(|event| ignored.contains(&event.sender)) {
+        return Ok(());
+    }
     let events = room::invite_state(server, &view, &who.user_id, membership.position).await?;
     let _ = write!(
         out,

@@ -20,11 +20,16 @@ use crate::{
         route::{Answer, Routes},
     },
     reading,
-    rooms::{history, live::RoomView, pdu::Event},
+    rooms::{
+        history,
+        ignored::{self, Ignored},
+        live::RoomView,
+        pdu::Event,
+    },
     search::{self, ALL_FIELDS, Fields, Hit, Query, Wanted},
     server::Server,
     store,
-    sync::{filter, render, token::room_token},
+    sync::{bundle, filter, render, token::room_token},
 };
 
 /// Hits on a page at most, and where the request says nothing.
@@ -111,8 +116,9 @@ async fn find(
     search::caught_up(server).await?;
     let wanted =
         Wanted { query: &query, rooms: &rooms, fields: fields(criteria.keys.as_deref()), before, limit };
-    let page =
-        search::page(server, &who.user_id, &wanted, |event| filter::passes(&criteria.filter, event)).await?;
+    let ignored = ignored::by(server, &who.user_id).await?;
+    let passes = |event: &Event| filter::passes(&criteria.filter, event) && !ignored.hides(event);
+    let page = search::page(server, &who.user_id, &wanted, passes).await?;
     let mut found = Found {
         count: seen + page.count,
         highlights: query.words.clone(),
@@ -131,7 +137,7 @@ async fn find(
                 place.insert(hit.room.current()?)
             }
         };
-        found.results.push(result(server, who, hit, view, &criteria.event_context).await?);
+        found.results.push(result(server, who, hit, view, &criteria.event_context, &ignored).await?);
     }
     found.groups = groups(criteria, &page.hits);
     if criteria.include_state == Some(true) {
@@ -149,6 +155,7 @@ async fn result(
     hit: &Hit,
     view: &RoomView,
     wanted: &EventContext,
+    ignored: &Ignored,
 ) -> Result<One> {
     let event = &hit.event;
     let (before_max, after_max) = (
@@ -164,8 +171,8 @@ async fn result(
         if after_max > 0 {
             after = store::events::after(&mut conn, &event.room_id, event.position, after_max).await?;
         }
-        before.retain(|e| hit.sight.sees(e.position));
-        after.retain(|e| hit.sight.sees(e.position));
+        before.retain(|e| hit.sight.sees(e.position) && !ignored.hides(e));
+        after.retain(|e| hit.sight.sees(e.position) && !ignored.hides(e));
         for events in [&before, &after] {
             history::complete(&mut conn, events).await?;
         }
@@ -182,15 +189,20 @@ async fn result(
             );
         }
     }
+    let told = before.iter().chain(&after).chain([event]);
+    let bundles = bundle::bundle(server, who, &hit.room, &hit.sight, told).await?;
+    let told =
+        |event: &Event| Ok(RawValue::from_string(render::bundled(event, &bundles, who, server.now()))?);
+    let all = |events: &[Arc<Event>]| events.iter().map(|event| told(event)).collect::<Result<Vec<_>>>();
     let start = before.last().map_or(event.position, |oldest| oldest.position) - 1;
     let end = after.last().map_or(event.position, |newest| newest.position);
     Ok(One {
         // All hits have every word: none is closer than another, and the newest come first in either order.
         rank: 1.0,
-        result: raw(server, who, event)?,
+        result: told(event)?,
         context: Context {
-            events_before: rendered(server, who, &before)?,
-            events_after: rendered(server, who, &after)?,
+            events_before: all(&before)?,
+            events_after: all(&after)?,
             start: room_token(start, &server.epoch),
             end: room_token(end, &server.epoch),
             profile_info,

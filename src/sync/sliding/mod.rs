@@ -462,10 +462,14 @@ impl<'a> Answer<'a> {
 
     async fn typing(&self, room_id: &OwnedRoomId, told: &Told, out: &mut Map<String, Value>) -> Result<()> {
         let live = self.server.live.room(&self.server.db, room_id).await?;
-        let at = live.typing_at.load(Ordering::Acquire);
         let users = live.typing_users();
         // Who comes new to a room is told who types, not that nobody does.
-        if at > self.asked.since.volatile && !(told.initial && users.is_empty()) {
+        let news = if told.initial {
+            !users.is_empty()
+        } else {
+            live.typing_at.load(Ordering::Acquire) > self.asked.since.volatile
+        };
+        if news {
             out.insert(room_id.to_string(), json!({"type": "m.typing", "content": {"user_ids": users}}));
         }
         Ok(())

@@ -14,13 +14,14 @@ use crate::{
     error::Result,
     http::caller::Requester,
     rooms::{
-        history,
+        history, ignored,
         live::{LiveRoom, Membership, Receipt, RoomView},
         pdu::Event,
     },
     server::Server,
     sync::{
-        render::{write_event, write_list, write_stripped},
+        bundle,
+        render::{write_bundled, write_event, write_list, write_stripped},
         room::{Chunk, heroes, invite_state, timeline},
         token::{SyncToken, room_token},
     },
@@ -110,7 +111,8 @@ pub async fn write_joined(
     let chunk = if room.config.timeline_limit == 0 {
         Chunk { events: Vec::new(), limited: view.row.last_position > begin }
     } else if view.row.last_position > begin {
-        let pick = |event: &Event| sight.sees(event.position);
+        let ignored = ignored::by(server, user_id).await?;
+        let pick = |event: &Event| sight.sees(event.position) && !ignored.hides(event);
         timeline(server, &live, room.room_id, (begin, upto), room.config.timeline_limit, pick).await?
     } else {
         Chunk { events: Vec::new(), limited: false }
@@ -151,8 +153,11 @@ pub async fn write_joined(
     if !chunk.events.is_empty() {
         let live_events = chunk.events.iter().filter(|event| event.position > asked.since.position).count();
         let _ = write!(out, ",\"num_live\":{}", if asked.since.position == 0 { 0 } else { live_events });
+        let bundles = bundle::bundle(server, asked.who, &live, &sight, &chunk.events).await?;
         out.push_str(",\"timeline\":");
-        write_list(out, &chunk.events, write);
+        write_list(out, &chunk.events, |out, event| {
+            write_bundled(out, event, &bundles, asked.who, asked.now, false);
+        });
     }
     if initial || chunk.limited || !chunk.events.is_empty() {
         let start = chunk.events.first().map_or(upto, |event| event.position - 1);
@@ -188,6 +193,11 @@ pub async fn write_invited(
         return Ok(false);
     }
     let view = server.live.room(&server.db, room.room_id).await?.current()?;
+    let ignored = ignored::by(server, &asked.who.user_id).await?;
+    let own = view.state.event(&StateEventType::RoomMember, asked.who.user_id.as_str());
+    if own.is_some_and(|event| ignored.contains(&event.sender)) {
+        return Ok(false);
+    }
     let _ = write!(
         out,
         "{}\"{}\":{{\"initial\":true,\"membership\":\"{}\",\"bump_stamp\":{}",

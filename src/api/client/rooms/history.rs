@@ -1,4 +1,4 @@
-//! Reading a room's past: `/messages`, `/context`, `/event`, `/relations`.
+//! Reading a room's past: `/messages`, `/context`, `/event`.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use ruma::{
         Direction,
         client::{
             context::get_context::v3 as context, message::get_message_events::v3 as messages,
-            relations as rel, room::get_room_event::v3 as one_event,
+            room::get_room_event::v3 as one_event,
         },
     },
 };
 
 use crate::{
-    error::Result,
+    error::{Result, not_found},
     http::{
         caller::Requester,
         route::{Answer, Routes},
@@ -22,14 +22,15 @@ use crate::{
     reading,
     rooms::{
         history::{self, Sight},
+        ignored,
         live::LiveRoom,
         pdu::Event,
     },
     server::Server,
     store,
     sync::{
-        filter,
-        render::{event as rendered, write_event, write_list},
+        bundle, filter,
+        render::{self, write_bundled, write_event, write_list},
         token::{parse_room_token, room_token},
     },
 };
@@ -46,32 +47,37 @@ pub fn routes(routes: Routes) -> Routes {
         .raw::<messages::Request, Requester, _, _>(page)
         .raw::<context::Request, Requester, _, _>(around)
         .raw::<one_event::Request, Requester, _, _>(|server, who, request| async move {
-            let (_, event) =
-                history::visible_event(&server, &who.user_id, &request.room_id, &request.event_id).await?;
-            history::complete(&mut server.db.read().await?, std::slice::from_ref(&event)).await?;
-            reading::opened(&server, &who, &request.room_id, "event").await?;
-            Ok(Answer::Json(rendered(&event, Some(&who), server.now())))
-        })
-        .raw::<rel::get_relating_events::v1::Request, Requester, _, _>(|server, who, r| async move {
-            let ask =
-                Related { from: r.from, to: r.to, dir: r.dir, limit: r.limit, rel_type: None, kind: None };
-            related(&server, &who, &r.room_id, &r.event_id, ask).await
-        })
-        .raw::<rel::get_relating_events_with_rel_type::v1::Request, Requester, _, _>(
-            |server, who, r| async move {
-                let rel_type = Some(r.rel_type.to_string());
-                let ask =
-                    Related { from: r.from, to: r.to, dir: r.dir, limit: r.limit, rel_type, kind: None };
-                related(&server, &who, &r.room_id, &r.event_id, ask).await
-            },
-        )
-        .raw::<rel::get_relating_events_with_rel_type_and_event_type::v1::Request, Requester, _, _>(
-            |server, who, r| async move {
-                let (rel_type, kind) = (Some(r.rel_type.to_string()), Some(r.event_type.to_string()));
-                let ask = Related { from: r.from, to: r.to, dir: r.dir, limit: r.limit, rel_type, kind };
-                related(&server, &who, &r.room_id, &r.event_id, ask).await
-            },
-        )
+        one(&server, &who, &request.room_id, &request.event_id).await
+    })
+}
+
+/// One event, with what relates to it. What an ignored user wrote is not told.
+pub(in crate::api::client) async fn one(
+    server: &Arc<Server>,
+    who: &Requester,
+    room_id: &RoomId,
+    event_id: &EventId,
+) -> Result<Answer> {
+    let (room, sight, event) = wanted(server, who, room_id, event_id).await?;
+    history::complete(&mut server.db.read().await?, std::slice::from_ref(&event)).await?;
+    let bundles = bundle::bundle(server, who, &room, &sight, [&event]).await?;
+    reading::opened(server, who, room_id, "event").await?;
+    Ok(Answer::Json(render::bundled(&event, &bundles, who, server.now())))
+}
+
+/// An event that the caller may see and does not ignore, and what they see of its room; 404 where there is none.
+async fn wanted(
+    server: &Arc<Server>,
+    who: &Requester,
+    room_id: &RoomId,
+    event_id: &EventId,
+) -> Result<(Arc<LiveRoom>, Sight, Arc<Event>)> {
+    let (room, sight) = history::sight(server, &who.user_id, room_id).await?;
+    let (_, event) = history::visible_event(server, &who.user_id, room_id, event_id).await?;
+    if ignored::by(server, &who.user_id).await?.hides(&event) {
+        return Err(not_found("No such event, or you cannot see it."));
+    }
+    Ok((room, sight, event))
 }
 
 async fn page(server: Arc<Server>, who: Requester, request: messages::Request) -> Result<Answer> {
@@ -84,9 +90,11 @@ async fn page(server: Arc<Server>, who: Requester, request: messages::Request) -
         None => 0,
     };
     let to = request.to.as_deref().map(|to| parse_room_token(to, &server.epoch)).transpose()?;
+    let ignored = ignored::by(&server, &who.user_id).await?;
     let pick = |event: &Event| {
         sight.sees(event.position)
             && filter::passes(&request.filter, event)
+            && !ignored.hides(event)
             && to.is_none_or(|to| if backwards { event.position > to } else { event.position <= to })
     };
     let (events, end) = if backwards {
@@ -97,10 +105,11 @@ async fn page(server: Arc<Server>, who: Requester, request: messages::Request) -
     let mut conn = server.db.read().await?;
     history::complete(&mut conn, &events).await?;
     drop(conn);
+    let bundles = bundle::bundle(&server, &who, &room, &sight, &events).await?;
     reading::opened(&server, &who, &request.room_id, "history").await?;
     let now = server.now();
     let mut out = format!("{{\"start\":\"{}\",\"chunk\":", room_token(from, &server.epoch));
-    write_list(&mut out, &events, |out, event| write_event(out, event, Some(&who), now, true));
+    write_list(&mut out, &events, |out, event| write_bundled(out, event, &bundles, &who, now, true));
     if filter::is_lazy(&request.filter) {
         let view = room.current()?;
         let senders: std::collections::BTreeSet<_> =
@@ -209,12 +218,13 @@ async fn forward(
 }
 
 async fn around(server: Arc<Server>, who: Requester, request: context::Request) -> Result<Answer> {
-    let (room, event) =
-        history::visible_event(&server, &who.user_id, &request.room_id, &request.event_id).await?;
-    let (_, sight) = history::sight(&server, &who.user_id, &request.room_id).await?;
+    let (room, sight, event) = wanted(&server, &who, &request.room_id, &request.event_id).await?;
+    let ignored = ignored::by(&server, &who.user_id).await?;
     let limit = usize::try_from(u64::from(request.limit)).unwrap_or(100).min(100);
     let (before_max, after_max) = (limit / 2, limit - limit / 2);
-    let pick = |event: &Event| sight.sees(event.position) && filter::passes(&request.filter, event);
+    let pick = |event: &Event| {
+        sight.sees(event.position) && filter::passes(&request.filter, event) && !ignored.hides(event)
+    };
     let at = event.position;
     let (before, start) = if before_max == 0 {
         (Vec::new(), Some(at - 1))
@@ -245,6 +255,8 @@ async fn around(server: Arc<Server>, who: Requester, request: context::Request) 
         history::complete(&mut conn, list).await?;
     }
     drop(conn);
+    let told = before.iter().chain(&after).chain([&event]);
+    let bundles = bundle::bundle(&server, &who, &room, &sight, told).await?;
     reading::opened(&server, &who, &request.room_id, "history").await?;
     let now = server.now();
     let start = start.unwrap_or_else(|| before.last().map_or(at, |event| event.position) - 1);
@@ -253,88 +265,13 @@ async fn around(server: Arc<Server>, who: Requester, request: context::Request) 
         "{{\"start\":\"{}\",\"end\":\"{}\",\"event\":{},\"events_before\":",
         room_token(start, &server.epoch),
         room_token(end, &server.epoch),
-        rendered(&event, Some(&who), now)
+        render::bundled(&event, &bundles, &who, now)
     );
-    write_list(&mut out, &before, |out, event| write_event(out, event, Some(&who), now, true));
+    write_list(&mut out, &before, |out, event| write_bundled(out, event, &bundles, &who, now, true));
     out.push_str(",\"events_after\":");
-    write_list(&mut out, &after, |out, event| write_event(out, event, Some(&who), now, true));
+    write_list(&mut out, &after, |out, event| write_bundled(out, event, &bundles, &who, now, true));
     out.push_str(",\"state\":");
     write_list(&mut out, &state, |out, event| write_event(out, event, Some(&who), now, true));
-    out.push('}');
-    Ok(Answer::Json(out))
-}
-
-/// What `/relations` asks for.
-struct Related {
-    from: Option<String>,
-    to: Option<String>,
-    dir: Direction,
-    limit: Option<ruma::UInt>,
-    rel_type: Option<String>,
-    kind: Option<String>,
-}
-
-async fn related(
-    server: &Arc<Server>,
-    who: &Requester,
-    room_id: &RoomId,
-    event_id: &EventId,
-    ask: Related,
-) -> Result<Answer> {
-    let (_, sight) = history::sight(server, &who.user_id, room_id).await?;
-    history::visible_event(server, &who.user_id, room_id, event_id).await?;
-    let limit = ask.limit.map_or(50, |n| usize::try_from(u64::from(n)).unwrap_or(100)).clamp(1, 100);
-    let newest_first = ask.dir == Direction::Backward;
-    let place =
-        |text: &Option<String>| text.as_deref().map(|t| parse_room_token(t, &server.epoch)).transpose();
-    let (from, to) = (place(&ask.from)?, place(&ask.to)?);
-    let (mut before, mut after) = if newest_first {
-        (from.map_or(i64::MAX, |from| from + 1), to.unwrap_or(0))
-    } else {
-        (to.map_or(i64::MAX, |to| to + 1), from.unwrap_or(0))
-    };
-    let mut events: Vec<Arc<Event>> = Vec::new();
-    let mut next = None;
-    let mut looked_at = 0;
-    let mut conn = server.db.read().await?;
-    'pages: loop {
-        let page =
-            store::events::related(&mut conn, room_id, event_id, before, after, newest_first, 101).await?;
-        if page.is_empty() {
-            break;
-        }
-        if looked_at >= LOOKED_AT_MAX {
-            next = Some(if newest_first { before - 1 } else { after });
-            break;
-        }
-        looked_at += page.len();
-        for event in page {
-            let at = event.position;
-            let relation = store::events::relation(&event);
-            let wanted = sight.sees(at)
-                && ask.kind.as_ref().is_none_or(|kind| *kind == event.kind.to_string())
-                && ask.rel_type.as_ref().is_none_or(|rel| relation.is_some_and(|r| r.rel_type == *rel));
-            if wanted {
-                if events.len() == limit {
-                    next = events
-                        .last()
-                        .map(|last| if newest_first { last.position - 1 } else { last.position });
-                    break 'pages;
-                }
-                events.push(event);
-            }
-            if newest_first { before = at } else { after = at }
-        }
-    }
-    history::complete(&mut conn, &events).await?;
-    drop(conn);
-    reading::opened(server, who, room_id, "history").await?;
-    let now = server.now();
-    let mut out = String::from("{\"chunk\":");
-    write_list(&mut out, &events, |out, event| write_event(out, event, Some(who), now, true));
-    if let Some(next) = next {
-        out.push_str(&format!(",\"next_batch\":\"{}\"", room_token(next, &server.epoch)));
-    }
     out.push('}');
     Ok(Answer::Json(out))
 }
