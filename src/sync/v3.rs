@@ -18,6 +18,7 @@ use super::{
 use crate::{
     error::{Code, Result, refuse},
     http::caller::Requester,
+    keys::{self, sync::E2ee},
     rooms::live::{LiveUser, Membership},
     server::Server,
     store,
@@ -25,8 +26,6 @@ use crate::{
 
 /// The longest wait.
 const WAIT_MAX: Duration = Duration::from_secs(120);
-/// Messages to a device in one sync.
-const TO_DEVICE_MAX: i64 = 100;
 
 /// A sync request.
 #[derive(Debug, Default)]
@@ -51,8 +50,8 @@ pub async fn sync(server: &Arc<Server>, who: &Requester, request: Request) -> Re
     };
     let definition = definition(server, who, request.filter.as_deref()).await?;
     let user = server.live.user(&who.user_id);
-    if let (Some(since), Some(device)) = (since, &who.device_id) {
-        acknowledge(server, who, device, since.position, &user).await?;
+    if let Some(since) = since {
+        keys::sync::acknowledge(server, who, since.position).await?;
     }
     let first = since.unwrap_or(SyncToken { position: 0, volatile: 0 });
     let deadline = tokio::time::Instant::now() + request.timeout.min(WAIT_MAX);
@@ -112,43 +111,9 @@ async fn definition(server: &Server, who: &Requester, text: Option<&str>) -> Res
     }
 }
 
-/// A device that syncs past its messages has them (client-server API, "Send-to-Device messaging").
-async fn acknowledge(
-    server: &Server,
-    who: &Requester,
-    device: &str,
-    position: i64,
-    user: &LiveUser,
-) -> Result<()> {
-    // Read before the database is asked: a message that comes afterwards moves it, and is asked for then.
-    let personal = user.personal_position.load(Ordering::Acquire);
-    if personal == 0 || user.nothing_waits_at.load(Ordering::Acquire) == personal {
-        return Ok(());
-    }
-    let mut conn = server.db.read().await?;
-    let waiting = store::keys::to_device(&mut conn, who.user_id.as_str(), device, 0, position, 1).await?;
-    if waiting.is_empty() {
-        if !store::keys::any_to_device(&mut conn, who.user_id.as_str()).await? {
-            user.nothing_waits_at.store(personal, Ordering::Release);
-        }
-        return Ok(());
-    }
-    drop(conn);
-    let (user_id, device) = (who.user_id.clone(), device.to_owned());
-    server
-        .commit(crate::rooms::committer::Hint::default(), move |batch| {
-            Box::pin(async move {
-                store::keys::acknowledge_to_device(batch.sql().await?, user_id.as_str(), &device, position)
-                    .await?;
-                Ok(())
-            })
-        })
-        .await
-}
-
 async fn empty(server: &Server, who: &Requester, upto: SyncToken) -> Result<String> {
     let mut out = format!("{{\"next_batch\":\"{}\"", upto.to_text(&server.epoch));
-    write_key_counts(server, who, &mut out).await?;
+    write_e2ee(&keys::sync::e2ee(server, who, 0, upto.position).await?, &mut out)?;
     out.push('}');
     Ok(out)
 }
@@ -166,51 +131,25 @@ async fn answer(
         user.rooms.read().iter().map(|(id, m)| (id.clone(), m.clone())).collect();
     let personal = user.personal_position.load(Ordering::Acquire) > since.position || since.position == 0;
     let mut account_data: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-    let mut to_device = Vec::new();
-    let mut changed_devices = Vec::new();
     let mut upto = upto;
+    // The rest comes with the next sync, which therefore begins at the last one told here.
+    let to_device =
+        keys::sync::to_device(server, who, since.position, upto.position, keys::sync::TO_DEVICE_MAX).await?;
+    upto.position = to_device.upto;
     // Most syncs are of a message that somebody wrote: they need no database.
-    let keys_changed =
-        since.position > 0 && server.live.device_keys_at.load(Ordering::Acquire) > since.position;
-    if personal || keys_changed {
-        let mut conn = server.db.read().await?;
-        if personal {
-            let rows = store::personal::account_data_after(
-                &mut conn,
-                who.user_id.as_str(),
-                since.position,
-                upto.position,
-            )
-            .await?;
-            for (room_id, kind, content) in rows {
-                account_data.entry(room_id).or_default().push((kind, content));
-            }
-            if let Some(device) = &who.device_id {
-                to_device = store::keys::to_device(
-                    &mut conn,
-                    who.user_id.as_str(),
-                    device,
-                    since.position,
-                    upto.position,
-                    TO_DEVICE_MAX,
-                )
-                .await?;
-            }
-        }
-        if keys_changed {
-            changed_devices = store::keys::changed(&mut conn, since.position, upto.position).await?;
-            changed_devices.retain(|id| {
-                <&ruma::UserId>::try_from(id.as_str())
-                    .is_ok_and(|id| server.live.share_a_room(&who.user_id, id))
-            });
+    if personal {
+        let rows = store::personal::account_data_after(
+            &mut server.db.read().await?,
+            who.user_id.as_str(),
+            since.position,
+            upto.position,
+        )
+        .await?;
+        for (room_id, kind, content) in rows {
+            account_data.entry(room_id).or_default().push((kind, content));
         }
     }
-    if to_device.len() == usize::try_from(TO_DEVICE_MAX).unwrap_or(usize::MAX) {
-        // The rest comes with the next sync, which therefore begins at the last one told here.
-        if let Some((last, _)) = to_device.last() {
-            upto.position = *last;
-        }
-    }
+    let e2ee = keys::sync::e2ee(server, who, since.position, upto.position).await?;
     if since.position == 0
         && !account_data.get("").is_some_and(|l| l.iter().any(|(k, _)| k == "m.push_rules"))
     {
@@ -277,43 +216,35 @@ async fn answer(
         });
         out.push('}');
     }
-    if !to_device.is_empty() {
+    if !to_device.events.is_empty() {
         out.push_str(",\"to_device\":{\"events\":");
-        write_list(&mut out, &to_device, |out, (_, event)| out.push_str(event));
+        write_list(&mut out, &to_device.events, |out, event| out.push_str(event));
         out.push('}');
     }
-    if !changed_devices.is_empty() {
-        let _ = write!(
-            out,
-            ",\"device_lists\":{{\"changed\":{},\"left\":[]}}",
-            serde_json::Value::from(changed_devices.clone())
-        );
-    }
-    write_key_counts(server, who, &mut out).await?;
+    write_e2ee(&e2ee, &mut out)?;
     out.push('}');
-    let something = rooms || global.is_some() || !to_device.is_empty() || !changed_devices.is_empty();
+    let something = rooms || global.is_some() || !to_device.events.is_empty() || e2ee.is_news();
     Ok((out, something))
 }
 
-/// How many one-time keys the device has left; clients upload more when they see few.
-async fn write_key_counts(server: &Server, who: &Requester, out: &mut String) -> Result<()> {
-    let Some(device) = &who.device_id else { return Ok(()) };
-    if server.config.policy.encryption == crate::config::Encryption::Forbidden {
-        // Nobody claims keys: a constant spares every idle sync two queries, and keeps clients from uploading more.
-        out.push_str(",\"device_one_time_keys_count\":{\"signed_curve25519\":50},\"device_unused_fallback_key_types\":[\"signed_curve25519\"]");
-        return Ok(());
+/// Whose devices changed, and how many one-time keys the device has left; clients upload more when they see few.
+fn write_e2ee(e2ee: &E2ee, out: &mut String) -> Result<()> {
+    if e2ee.is_news() {
+        let _ = write!(
+            out,
+            ",\"device_lists\":{{\"changed\":{},\"left\":{}}}",
+            serde_json::to_string(&e2ee.changed)?,
+            serde_json::to_string(&e2ee.left)?
+        );
     }
-    let mut conn = server.db.read().await?;
-    let counts = store::keys::one_time_key_counts(&mut conn, who.user_id.as_str(), device).await?;
-    let fallbacks = store::keys::unused_fallbacks(&mut conn, who.user_id.as_str(), device).await?;
-    let mut counts: BTreeMap<String, i64> = counts.into_iter().collect();
-    counts.entry("signed_curve25519".to_owned()).or_insert(0);
-    let _ = write!(
-        out,
-        ",\"device_one_time_keys_count\":{},\"device_unused_fallback_key_types\":{}",
-        serde_json::to_string(&counts)?,
-        serde_json::to_string(&fallbacks)?
-    );
+    if let Some(counts) = &e2ee.counts {
+        let _ = write!(
+            out,
+            ",\"device_one_time_keys_count\":{},\"device_unused_fallback_key_types\":{}",
+            serde_json::to_string(&counts.one_time)?,
+            serde_json::to_string(&counts.unused_fallbacks)?
+        );
+    }
     Ok(())
 }
 
