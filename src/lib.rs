@@ -14,6 +14,7 @@ pub mod error;
 pub mod export;
 pub mod files;
 pub mod http;
+pub mod keys;
 pub mod media;
 pub mod parts;
 pub mod push;

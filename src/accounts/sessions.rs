@@ -2,7 +2,7 @@
 //! stored hashed; whoever reads the database learns none.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     error::Result,
+    keys,
     rooms::{batch::Batch, live::parking::RwLock},
     store::{self, Db, accounts::Session},
 };
@@ -176,9 +177,16 @@ pub async fn end_devices(
     user_id: &UserId,
     devices: Vec<String>,
 ) -> Result<()> {
-    let conn = batch.sql().await?;
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let mut had_keys = false;
     for device_id in &devices {
-        store::personal::delete_device(conn, user_id.as_str(), device_id).await?;
+        had_keys |= store::personal::delete_device(batch.sql().await?, user_id.as_str(), device_id).await?;
+        keys::counts::changed(batch, user_id, device_id);
+    }
+    if had_keys {
+        keys::devices_changed(batch, user_id).await?;
     }
     let (sessions, user_id) = (Arc::clone(sessions), user_id.to_owned());
     batch.after_commit(move || {
@@ -202,13 +210,17 @@ pub async fn end_all(
     Ok(n)
 }
 
-/// Ends all sessions of a terminal; returns how many.
+/// Ends all sessions of a terminal, and the devices: whoever has the terminal must not be encrypted for any more. Returns
+/// how many.
 pub async fn end_of_terminal(batch: &mut Batch, sessions: &Arc<Sessions>, terminal: i64) -> Result<usize> {
     let all = store::accounts::sessions_of_terminal(batch.reading(), terminal).await?;
     let n = all.len();
-    let conn = batch.sql().await?;
-    for session in &all {
-        store::accounts::delete_session(conn, &session.token_hash).await?;
+    let mut devices: BTreeMap<OwnedUserId, Vec<String>> = BTreeMap::new();
+    for session in all {
+        devices.entry(OwnedUserId::try_from(session.user_id)?).or_default().push(session.device_id);
+    }
+    for (user_id, devices) in devices {
+        end_devices(batch, sessions, &user_id, devices).await?;
     }
     let sessions = Arc::clone(sessions);
     batch.after_commit(move || {

@@ -87,8 +87,15 @@ impl Effects {
         for (room_id, list) in changes {
             live.merge(&room_id, list);
         }
+        for event in &self.pending.events {
+            if event.kind == ruma::events::TimelineEventType::RoomEncryption
+                && event.state_key.as_deref() == Some("")
+            {
+                live.lists.became_encrypted(&event.room_id, event.position);
+            }
+        }
         for (user_id, room_id, membership) in self.pending.memberships {
-            live.user(&user_id).rooms.write().insert(room_id, membership);
+            live.set_membership(&user_id, &room_id, membership);
         }
         for (user_id, at) in &self.pending.personal {
             let user = live.user(user_id);

@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use super::{pdu::Event, state::RoomState};
 use crate::{
     error::{Error, Result, not_found},
+    keys::lists::{Lists, is_present},
     store::{self, Db},
 };
 
@@ -73,8 +74,10 @@ pub struct Live {
     began: u64,
     /// The rooms that somebody types in.
     typing_in: Mutex<BTreeSet<OwnedRoomId>>,
-    /// Position of the newest change of any device's keys: a sync behind it asks whose.
-    pub device_keys_at: AtomicI64,
+    /// Whose devices changed, and who came into or went from encrypted rooms.
+    pub lists: Lists,
+    /// Who is joined or invited, by room.
+    present: RwLock<HashMap<OwnedRoomId, Vec<Arc<LiveUser>>>>,
     rooms: RwLock<HashMap<OwnedRoomId, Arc<LiveRoom>>>,
     users: RwLock<HashMap<OwnedUserId, Arc<LiveUser>>>,
     /// Told after every commit: the followers (push, appservices, search) wait on it.
@@ -219,8 +222,9 @@ pub struct Membership {
 }
 
 /// A user in memory.
-#[derive(Default)]
 pub struct LiveUser {
+    /// Who.
+    pub user_id: OwnedUserId,
     /// Memberships by room.
     pub rooms: RwLock<BTreeMap<OwnedRoomId, Membership>>,
     /// Position of the newest thing this user can see.
@@ -243,9 +247,29 @@ pub struct LiveUser {
     pub ignored: Mutex<Option<(u64, super::ignored::Ignored)>>,
     /// Unread counts by room: counted up to a position, for a receipt position.
     pub unread: Mutex<HashMap<OwnedRoomId, crate::push::counts::Counted>>,
+    /// What keys the user's devices have left.
+    pub keys_left: crate::keys::counts::Known,
 }
 
 impl LiveUser {
+    fn new(user_id: OwnedUserId, position: i64) -> Self {
+        Self {
+            user_id,
+            rooms: RwLock::default(),
+            last_position: AtomicI64::new(position),
+            last_volatile: AtomicU64::default(),
+            personal_position: AtomicI64::new(position),
+            nothing_waits_at: AtomicI64::default(),
+            wake: Notify::new(),
+            generation: AtomicU64::default(),
+            rules: Mutex::default(),
+            direct: Mutex::default(),
+            ignored: Mutex::default(),
+            unread: Mutex::default(),
+            keys_left: crate::keys::counts::Known::default(),
+        }
+    }
+
     /// Wakes the user's long polls for something at `position`.
     pub fn touch(&self, position: i64) {
         self.last_position.fetch_max(position, Ordering::AcqRel);
@@ -257,14 +281,18 @@ impl Live {
     pub async fn load(db: &Db, now_ms: i64) -> Result<Self> {
         let mut conn = db.read().await?;
         let position = store::meta::position(&mut conn).await?;
+        let lists = Lists::load(&mut conn).await?;
         let mut users: HashMap<OwnedUserId, Arc<LiveUser>> = HashMap::new();
+        let mut present: HashMap<OwnedRoomId, Vec<Arc<LiveUser>>> = HashMap::new();
         for (user_id, room_id, membership) in store::rooms::all_memberships(&mut conn).await? {
-            let user = users.entry(user_id).or_default();
+            let user = users
+                .entry(user_id)
+                .or_insert_with_key(|user_id| Arc::new(LiveUser::new(user_id.clone(), position)));
+            if is_present(&membership.membership) {
+                present.entry(room_id.clone()).or_default().push(Arc::clone(user));
+            }
+            lists.moved(&room_id, &user.user_id, membership.changed_at);
             user.rooms.write().insert(room_id, membership);
-        }
-        for user in users.values() {
-            user.last_position.store(position, Ordering::Release);
-            user.personal_position.store(position, Ordering::Release);
         }
         // Milliseconds times a thousand: nobody types a thousand times in a millisecond.
         let began = u64::try_from(now_ms).unwrap_or_default().saturating_mul(1_000);
@@ -273,7 +301,8 @@ impl Live {
             volatile: AtomicU64::new(began),
             began,
             typing_in: Mutex::default(),
-            device_keys_at: AtomicI64::new(store::keys::newest(&mut conn).await?),
+            lists,
+            present: RwLock::new(present),
             rooms: RwLock::default(),
             users: RwLock::new(users),
             committed: Notify::new(),
@@ -293,12 +322,11 @@ impl Live {
         }
         let mut users = self.users.write();
         let position = self.position();
-        Arc::clone(users.entry(user_id.to_owned()).or_insert_with(|| {
-            let user = LiveUser::default();
-            user.last_position.store(position, Ordering::Release);
-            user.personal_position.store(position, Ordering::Release);
-            Arc::new(user)
-        }))
+        Arc::clone(
+            users
+                .entry(user_id.to_owned())
+                .or_insert_with_key(|user_id| Arc::new(LiveUser::new(user_id.clone(), position))),
+        )
     }
 
     /// The membership of a user in a room, as of the last commit.
@@ -321,7 +349,100 @@ impl Live {
 
     /// Whether two users are joined to a room together.
     pub fn share_a_room(&self, a: &UserId, b: &UserId) -> bool {
-        a == b || !self.joined_rooms(a).is_disjoint(&self.joined_rooms(b))
+        a == b || self.any_room_of_both(a, b, |_, a, b| a == "join" && b == "join")
+    }
+
+    /// Whether two users share a room, or one of them is invited where the other is joined.
+    pub fn meet(&self, a: &UserId, b: &UserId) -> bool {
+        a == b || self.any_room_of_both(a, b, |_, a, b| meets(a, b))
+    }
+
+    /// As [`Live::meet`], in an encrypted room.
+    pub fn meet_encrypted(&self, a: &UserId, b: &UserId) -> bool {
+        self.any_room_of_both(a, b, |room_id, a, b| meets(a, b) && self.lists.is_encrypted(room_id))
+    }
+
+    /// Whether a room that both users have to do with fits, by its id and their memberships.
+    fn any_room_of_both(&self, a: &UserId, b: &UserId, fits: impl Fn(&RoomId, &str, &str) -> bool) -> bool {
+        let (a, b) = {
+            let users = self.users.read();
+            let (Some(a), Some(b)) = (users.get(a), users.get(b)) else { return false };
+            (Arc::clone(a), Arc::clone(b))
+        };
+        if Arc::ptr_eq(&a, &b) {
+            return a.rooms.read().iter().any(|(id, m)| fits(id, &m.membership, &m.membership));
+        }
+        let (a, b) = (a.rooms.read(), b.rooms.read());
+        // The shorter list is gone through, the longer one looked up in.
+        if a.len() <= b.len() {
+            a.iter().any(|(id, of_a)| {
+                is_present(&of_a.membership)
+                    && b.get(id).is_some_and(|of_b| fits(id, &of_a.membership, &of_b.membership))
+            })
+        } else {
+            b.iter().any(|(id, of_b)| {
+                is_present(&of_b.membership)
+                    && a.get(id).is_some_and(|of_a| fits(id, &of_a.membership, &of_b.membership))
+            })
+        }
+    }
+
+    /// Who is joined to a room or invited.
+    pub fn present(&self, room_id: &RoomId) -> Vec<Arc<LiveUser>> {
+        self.present.read().get(room_id).cloned().unwrap_or_default()
+    }
+
+    /// Everybody in the encrypted rooms that a user is in, each once.
+    pub fn in_encrypted_rooms_of(&self, user_id: &UserId) -> Vec<Arc<LiveUser>> {
+        let rooms = {
+            let user = self.user(user_id);
+            let rooms = user.rooms.read();
+            self.lists
+                .encrypted_among(rooms.iter().filter(|(_, m)| is_present(&m.membership)).map(|(id, _)| id))
+        };
+        self.in_rooms(&rooms)
+    }
+
+    fn in_rooms(&self, rooms: &[OwnedRoomId]) -> Vec<Arc<LiveUser>> {
+        let mut all: Vec<Arc<LiveUser>> = {
+            let present = self.present.read();
+            rooms.iter().filter_map(|room_id| present.get(room_id)).flatten().cloned().collect()
+        };
+        all.sort_unstable_by_key(Arc::as_ptr);
+        all.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        all
+    }
+
+    /// There is news at a position for everybody who shares a room with a user, but nobody is woken for it.
+    pub fn touch_quietly(&self, user_id: &UserId, position: i64) {
+        let rooms: Vec<OwnedRoomId> = {
+            let user = self.user(user_id);
+            let rooms = user.rooms.read();
+            rooms.iter().filter(|(_, m)| is_present(&m.membership)).map(|(id, _)| id.clone()).collect()
+        };
+        for user in self.in_rooms(&rooms) {
+            user.touch(position);
+        }
+    }
+
+    /// Puts a membership that was committed into memory.
+    pub fn set_membership(&self, user_id: &UserId, room_id: &RoomId, membership: Membership) {
+        let user = self.user(user_id);
+        let (now, at) = (membership.membership.clone(), membership.changed_at);
+        let before = user.rooms.write().insert(room_id.to_owned(), membership);
+        let before = before.map_or_else(String::new, |membership| membership.membership);
+        if is_present(&now) != is_present(&before) {
+            let mut present = self.present.write();
+            let of_room = present.entry(room_id.to_owned()).or_default();
+            if is_present(&now) {
+                of_room.push(user);
+            } else {
+                of_room.retain(|one| !Arc::ptr_eq(one, &user));
+            }
+        }
+        if now != before && (is_present(&now) || is_present(&before)) {
+            self.lists.moved(room_id, user_id, at);
+        }
     }
 
     /// The room, read from the database if need be.
@@ -373,6 +494,8 @@ impl Live {
     /// Drops a room that was purged: nobody is in it any more, the city neither.
     pub fn drop_room(&self, room_id: &RoomId) {
         self.rooms.write().remove(room_id);
+        self.present.write().remove(room_id);
+        self.lists.forget_room(room_id);
         for user in self.users.read().values() {
             user.unread.lock().remove(room_id);
             if let Some(membership) = user.rooms.write().get_mut(room_id) {
@@ -484,6 +607,11 @@ impl Live {
             .map(|(room_id, room)| (room_id.clone(), room.typing_users()))
             .collect()
     }
+}
+
+/// Whether people with these memberships in one room are there for each other.
+fn meets(a: &str, b: &str) -> bool {
+    is_present(a) && is_present(b) && (a == "join" || b == "join")
 }
 
 /// Drops the half of the rooms that was used longest ago and that nobody holds.

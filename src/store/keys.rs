@@ -34,24 +34,41 @@ pub async fn device_keys(conn: &mut Conn, user_id: &str) -> Result<Vec<(String, 
     )
 }
 
-/// Position of the newest change of device keys; 0 where there are none.
-pub async fn newest(conn: &mut Conn) -> Result<i64> {
-    Ok(one!(conn, (i64,), "SELECT CAST(COALESCE(MAX(position), 0) AS BIGINT) FROM device_keys")?
-        .map_or(0, |(n,)| n))
+/// Stores when a user's devices, their keys or cross-signing keys changed.
+pub async fn put_device_list(conn: &mut Conn, user_id: &str, position: i64) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO device_lists (user_id, position) VALUES ($1, $2) \
+         ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
+        user_id,
+        position
+    )?;
+    Ok(())
 }
 
-/// Users whose device keys changed after a position and up to one.
-pub async fn changed(conn: &mut Conn, after: i64, upto: i64) -> Result<Vec<String>> {
-    Ok(all!(
+/// When each user's devices last changed.
+pub async fn device_lists(conn: &mut Conn) -> Result<Vec<(String, i64)>> {
+    all!(conn, (String, i64), "SELECT user_id, position FROM device_lists")
+}
+
+/// Who signed whose master key, and when.
+pub async fn signings(conn: &mut Conn) -> Result<Vec<(String, String, i64)>> {
+    all!(
         conn,
-        (String,),
-        "SELECT DISTINCT user_id FROM device_keys WHERE position > $1 AND position <= $2",
-        after,
-        upto
-    )?
-    .into_iter()
-    .map(|(id,)| id)
-    .collect())
+        (String, String, i64),
+        "SELECT signer, target_user, MAX(position) FROM key_signatures WHERE signer <> target_user \
+         GROUP BY signer, target_user"
+    )
+}
+
+/// Rooms with an `m.room.encryption`, and where it stands in the one sequence.
+pub async fn encrypted_rooms(conn: &mut Conn) -> Result<Vec<(String, i64)>> {
+    all!(
+        conn,
+        (String, i64),
+        "SELECT s.room_id, e.position FROM room_state s JOIN events e ON e.event_id = s.event_id \
+         WHERE s.type = 'm.room.encryption' AND s.state_key = '' AND s.to_order IS NULL"
+    )
 }
 
 /// Stores a one-time key; the first upload of a key id stands.

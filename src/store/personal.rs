@@ -175,15 +175,18 @@ pub async fn rename_device(
     )? > 0)
 }
 
-/// Ends a device: its sessions, keys and messages go with it.
-pub async fn delete_device(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<()> {
+/// Ends a device: its sessions, keys and messages go with it. Tells whether it had keys.
+pub async fn delete_device(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<bool> {
     run!(conn, "DELETE FROM sessions WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
-    run!(conn, "DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
+    let had_keys =
+        run!(conn, "DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)? > 0;
+    run!(conn, "DELETE FROM key_signatures WHERE target_user = $1 AND target = $2", user_id, device_id)?;
+    run!(conn, "DELETE FROM dehydrated_devices WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM fallback_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM devices WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
-    Ok(())
+    Ok(had_keys)
 }
 
 /// Display name and avatar.

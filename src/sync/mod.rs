@@ -1,7 +1,6 @@
 //! What is new for a user: `/sync`, its tokens, and events as clients read them. No HTTP types.
 
 pub mod bundle;
-pub mod device;
 pub mod filter;
 pub mod render;
 pub mod room;

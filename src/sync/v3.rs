@@ -10,7 +10,7 @@ use std::{
 use ruma::{OwnedRoomId, RoomId, api::client::filter::FilterDefinition, events::StateEventType};
 
 use super::{
-    device, filter,
+    filter,
     render::{write_list, write_stripped},
     room::{self, Wanted},
     token::SyncToken,
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     error::Result,
     http::caller::Requester,
+    keys::{self, sync::E2ee},
     rooms::{
         ignored::{self, Ignored},
         live::{LiveUser, Membership},
@@ -26,9 +27,6 @@ use crate::{
     server::Server,
     store,
 };
-
-/// Messages to a device in one sync.
-const TO_DEVICE_MAX: i64 = 100;
 
 /// A sync request.
 #[derive(Debug, Default)]
@@ -54,7 +52,7 @@ pub async fn sync(server: &Arc<Server>, who: &Requester, request: Request) -> Re
     let definition = definition(server, who, request.filter.as_deref()).await?;
     let user = server.live.user(&who.user_id);
     if let Some(since) = since {
-        device::acknowledge(server, who, since.position).await?;
+        keys::sync::acknowledge(server, who, since.position).await?;
     }
     let first = since.unwrap_or_default();
     let mut waiting = Waiting::new(server, who, request.timeout);
@@ -113,7 +111,7 @@ async fn definition(server: &Server, who: &Requester, text: Option<&str>) -> Res
 
 async fn empty(server: &Server, who: &Requester, upto: SyncToken) -> Result<String> {
     let mut out = format!("{{\"next_batch\":\"{}\"", upto.to_text(&server.epoch));
-    device::write_key_counts(server, who, &mut out).await?;
+    write_e2ee(&keys::sync::e2ee(server, who, 0, upto.position).await?, &mut out)?;
     out.push('}');
     Ok(out)
 }
@@ -131,42 +129,25 @@ async fn answer(
         user.rooms.read().iter().map(|(id, m)| (id.clone(), m.clone())).collect();
     let personal = user.personal_position.load(Ordering::Acquire) > since.position || since.position == 0;
     let mut account_data: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-    let mut to_device = Vec::new();
     let mut upto = upto;
+    // The rest comes with the next sync, which therefore begins at the last one told here.
+    let to_device =
+        keys::sync::to_device(server, who, since.position, upto.position, keys::sync::TO_DEVICE_MAX).await?;
+    upto.position = to_device.upto;
     // Most syncs are of a message that somebody wrote: they need no database.
-    let changed_devices = device::changed(server, who, since.position, upto.position).await?;
     if personal {
-        let mut conn = server.db.read().await?;
-        {
-            let rows = store::personal::account_data_after(
-                &mut conn,
-                who.user_id.as_str(),
-                since.position,
-                upto.position,
-            )
-            .await?;
-            for (room_id, kind, content) in rows {
-                account_data.entry(room_id).or_default().push((kind, content));
-            }
-            if let Some(device) = &who.device_id {
-                to_device = store::keys::to_device(
-                    &mut conn,
-                    who.user_id.as_str(),
-                    device,
-                    since.position,
-                    upto.position,
-                    TO_DEVICE_MAX,
-                )
-                .await?;
-            }
+        let rows = store::personal::account_data_after(
+            &mut server.db.read().await?,
+            who.user_id.as_str(),
+            since.position,
+            upto.position,
+        )
+        .await?;
+        for (room_id, kind, content) in rows {
+            account_data.entry(room_id).or_default().push((kind, content));
         }
     }
-    if to_device.len() == usize::try_from(TO_DEVICE_MAX).unwrap_or(usize::MAX) {
-        // The rest comes with the next sync, which therefore begins at the last one told here.
-        if let Some((last, _)) = to_device.last() {
-            upto.position = *last;
-        }
-    }
+    let e2ee = keys::sync::e2ee(server, who, since.position, upto.position).await?;
     if since.position == 0
         && !account_data.get("").is_some_and(|l| l.iter().any(|(k, _)| k == "m.push_rules"))
     {
@@ -235,22 +216,36 @@ async fn answer(
         });
         out.push('}');
     }
-    if !to_device.is_empty() {
+    if !to_device.events.is_empty() {
         out.push_str(",\"to_device\":{\"events\":");
-        write_list(&mut out, &to_device, |out, (_, event)| out.push_str(event));
+        write_list(&mut out, &to_device.events, |out, event| out.push_str(event));
         out.push('}');
     }
-    if !changed_devices.is_empty() {
+    write_e2ee(&e2ee, &mut out)?;
+    out.push('}');
+    let something = rooms || global.is_some() || !to_device.events.is_empty() || e2ee.is_news();
+    Ok((out, something))
+}
+
+/// Whose devices changed, and how many one-time keys the device has left; clients upload more when they see few.
+fn write_e2ee(e2ee: &E2ee, out: &mut String) -> Result<()> {
+    if e2ee.is_news() {
         let _ = write!(
             out,
-            ",\"device_lists\":{{\"changed\":{},\"left\":[]}}",
-            serde_json::Value::from(changed_devices.clone())
+            ",\"device_lists\":{{\"changed\":{},\"left\":{}}}",
+            serde_json::to_string(&e2ee.changed)?,
+            serde_json::to_string(&e2ee.left)?
         );
     }
-    device::write_key_counts(server, who, &mut out).await?;
-    out.push('}');
-    let something = rooms || global.is_some() || !to_device.is_empty() || !changed_devices.is_empty();
-    Ok((out, something))
+    if let Some(counts) = &e2ee.counts {
+        let _ = write!(
+            out,
+            ",\"device_one_time_keys_count\":{},\"device_unused_fallback_key_types\":{}",
+            serde_json::to_string(&counts.one_time)?,
+            serde_json::to_string(&counts.unused_fallbacks)?
+        );
+    }
+    Ok(())
 }
 
 async fn write_invite(

@@ -96,26 +96,10 @@ async fn upload(server: Arc<Server>, call: Call) -> Result<Answer> {
             Box::pin(async move {
                 let user_id = who.user_id.as_str();
                 if let Some(keys) = body.device_keys {
-                    let position = batch.personal_change(&who.user_id);
+                    let position = crate::keys::devices_changed(batch, &who.user_id).await?;
                     let text = keys.to_string();
                     store::keys::put_device_keys(batch.sql().await?, user_id, &device, &text, position)
                         .await?;
-                    let live = Arc::clone(&batch.live);
-                    batch.after_commit(move || {
-                        live.device_keys_at.fetch_max(position, std::sync::atomic::Ordering::AcqRel);
-                    });
-                    // Everybody who shares a room hears of it with their next sync.
-                    let others: Vec<OwnedUserId> = {
-                        let rooms = batch.live.joined_rooms(&who.user_id);
-                        rooms
-                            .iter()
-                            .filter_map(|room_id| batch.live.room_in_memory(room_id)?.view())
-                            .flat_map(|view| view.state.members("join").map(|(id, _)| id).collect::<Vec<_>>())
-                            .collect()
-                    };
-                    for user in others {
-                        batch.touch(&user);
-                    }
                 }
                 let have = store::keys::one_time_key_counts(batch.reading(), user_id, &device).await?;
                 if have.iter().map(|(_, n)| n).sum::<i64>() > KEYS_OF_DEVICE_MAX {
@@ -249,11 +233,8 @@ async fn changes(server: Arc<Server>, call: Call) -> Result<Answer> {
         Ok(SyncToken::parse(&text, &server.epoch)?.map_or(0, |token| token.position))
     };
     let (from, to) = (place("from")?, place("to")?);
-    let mut changed = store::keys::changed(&mut server.db.read().await?, from, to).await?;
-    changed.retain(|id| {
-        <&UserId>::try_from(id.as_str()).is_ok_and(|id| server.live.share_a_room(&who.user_id, id))
-    });
-    Ok(json!({"changed": changed, "left": []}).into())
+    let (changed, left) = crate::keys::sync::device_lists(&server, &who.user_id, from, to);
+    Ok(json!({"changed": changed, "left": left}).into())
 }
 
 #[derive(Deserialize)]

@@ -16,10 +16,11 @@ use self::{
     request::{Body, Filters},
     room::{Asked, Matched, Told},
 };
-use super::{device, token::SyncToken, v3, waiting::Waiting};
+use super::{token::SyncToken, v3, waiting::Waiting};
 use crate::{
     error::{Code, Result, refuse},
     http::caller::Requester,
+    keys,
     rooms::live::{LiveUser, Membership},
     server::Server,
     store,
@@ -28,9 +29,6 @@ use crate::{
 pub mod connection;
 pub mod request;
 mod room;
-
-/// Messages to a device in one answer at most.
-const TO_DEVICE_MAX: u64 = 100;
 
 /// A room that rules match.
 #[derive(Default)]
@@ -116,7 +114,7 @@ async fn to_device_since(server: &Arc<Server>, who: &Requester, body: &Body) -> 
     let token = SyncToken::parse(since, &server.epoch)?.ok_or_else(|| {
         refuse(Code::UnknownPos, "This token is from before a restore: start the sync afresh.")
     })?;
-    device::acknowledge(server, who, token.position).await?;
+    keys::sync::acknowledge(server, who, token.position).await?;
     Ok(Some(token.position))
 }
 
@@ -500,18 +498,29 @@ impl<'a> Answer<'a> {
             }
         }
         if let Some(since) = self.to_device {
-            let limit = self.body.extensions.to_device.limit.unwrap_or(TO_DEVICE_MAX).clamp(1, TO_DEVICE_MAX);
-            let (events, next) =
-                device::to_device(server, who, (since, self.asked.upto.position), limit).await?;
-            self.something |= !events.is_empty();
-            let next = SyncToken { position: next, ..SyncToken::default() }.to_text(&server.epoch);
+            let limit = self
+                .body
+                .extensions
+                .to_device
+                .limit
+                .map_or(keys::sync::TO_DEVICE_MAX, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
+            let told = keys::sync::to_device(server, who, since, self.asked.upto.position, limit).await?;
+            self.something |= !told.events.is_empty();
+            let next = SyncToken { position: told.upto, ..SyncToken::default() }.to_text(&server.epoch);
+            let events: Vec<Value> =
+                told.events.iter().map(|text| Ok(serde_json::from_str(text)?)).collect::<Result<_>>()?;
             out.insert("to_device".to_owned(), json!({"next_batch": next, "events": events}));
         }
         if self.body.extensions.e2ee.on() {
-            let e2ee = device::e2ee(server, who, self.asked.since.position, self.asked.upto.position).await?;
-            self.something |= e2ee["device_lists"]["changed"].as_array().is_some_and(|list| !list.is_empty())
-                || e2ee["device_lists"]["left"].as_array().is_some_and(|list| !list.is_empty());
-            out.insert("e2ee".to_owned(), e2ee);
+            let (since, upto) = (self.asked.since.position, self.asked.upto.position);
+            let e2ee = keys::sync::e2ee(server, who, since, upto).await?;
+            self.something |= e2ee.is_news();
+            let mut news = json!({"device_lists": {"changed": e2ee.changed, "left": e2ee.left}});
+            if let Some(counts) = &e2ee.counts {
+                news["device_one_time_keys_count"] = serde_json::to_value(&counts.one_time)?;
+                news["device_unused_fallback_key_types"] = serde_json::to_value(&counts.unused_fallbacks)?;
+            }
+            out.insert("e2ee".to_owned(), news);
         }
         Ok(())
     }

@@ -1,0 +1,78 @@
+//! How many keys a device has left: told with every sync, and kept in memory so that an idle one asks no database.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use ruma::UserId;
+
+use crate::{error::Result, rooms::batch::Batch, rooms::live::parking::Mutex, server::Server, store};
+
+/// The algorithm of today's one-time keys; clients look for its count above all.
+const SIGNED_CURVE25519: &str = "signed_curve25519";
+
+/// What a device has left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// One-time keys by algorithm; `signed_curve25519` always among them.
+    pub one_time: BTreeMap<String, i64>,
+    /// Algorithms with a fallback key that was not handed out yet.
+    pub unused_fallbacks: Vec<String>,
+}
+
+/// The counts of a user's devices, as far as a sync asked for them.
+#[derive(Debug, Default)]
+pub struct Known {
+    of: Mutex<(u64, HashMap<String, Arc<Counts>>)>,
+}
+
+impl Known {
+    fn forget(&self, device_id: &str) {
+        let mut of = self.of.lock();
+        of.0 += 1;
+        of.1.remove(device_id);
+    }
+}
+
+/// With encryption forbidden nobody claims keys: a constant keeps clients from uploading more.
+pub fn constant() -> Counts {
+    Counts {
+        one_time: BTreeMap::from([(SIGNED_CURVE25519.to_owned(), 50)]),
+        unused_fallbacks: vec![SIGNED_CURVE25519.to_owned()],
+    }
+}
+
+/// The counts of a device.
+pub async fn of(server: &Server, user_id: &UserId, device_id: &str) -> Result<Arc<Counts>> {
+    let user = server.live.user(user_id);
+    let generation = {
+        let of = user.keys_left.of.lock();
+        if let Some(counts) = of.1.get(device_id) {
+            return Ok(Arc::clone(counts));
+        }
+        of.0
+    };
+    let counts = Arc::new(read(&mut server.db.read().await?, user_id, device_id).await?);
+    let mut of = user.keys_left.of.lock();
+    // What a commit changed since may be missing in what was read.
+    if of.0 == generation {
+        of.1.insert(device_id.to_owned(), Arc::clone(&counts));
+    }
+    Ok(counts)
+}
+
+/// The counts of a device as the database has them.
+pub async fn read(conn: &mut store::Conn, user_id: &UserId, device_id: &str) -> Result<Counts> {
+    let mut one_time: BTreeMap<String, i64> =
+        store::keys::one_time_key_counts(conn, user_id.as_str(), device_id).await?.into_iter().collect();
+    one_time.entry(SIGNED_CURVE25519.to_owned()).or_insert(0);
+    let unused_fallbacks = store::keys::unused_fallbacks(conn, user_id.as_str(), device_id).await?;
+    Ok(Counts { one_time, unused_fallbacks })
+}
+
+/// Says, in a unit, that a device's keys came or went.
+pub fn changed(batch: &mut Batch, user_id: &UserId, device_id: &str) {
+    let (live, user_id, device_id) = (Arc::clone(&batch.live), user_id.to_owned(), device_id.to_owned());
+    batch.after_commit(move || live.user(&user_id).keys_left.forget(&device_id));
+}
