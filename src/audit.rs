@@ -42,6 +42,32 @@ pub struct Entry {
     pub detail: String,
 }
 
+/// From where somebody acts.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// Who.
+    pub actor: String,
+    /// The terminal's number.
+    pub terminal: Option<i64>,
+    /// The certificate's serial number, in hex.
+    pub certificate: Option<String>,
+    /// The address the request came from.
+    pub address: Option<String>,
+}
+
+impl Entry {
+    /// Says from where, in what the same person did, unless the entry says so itself.
+    pub fn from(mut self, origin: &Origin) -> Self {
+        if self.actor == origin.actor && self.terminal.is_none() && self.address.is_none() {
+            self.terminal = origin.terminal;
+            self.address.clone_from(&origin.address);
+            // An entry without a terminal names a certificate only as what it is about.
+            self.certificate = self.certificate.or_else(|| origin.certificate.clone());
+        }
+        self
+    }
+}
+
 /// The end of the chain.
 #[derive(Clone)]
 pub struct Chain {

@@ -27,6 +27,8 @@ pub struct Config {
     pub web: Web,
     /// How long closed rooms are kept.
     pub retention: Retention,
+    /// Backups.
+    pub backup: Backup,
     /// Other appservices, by name: the path of each registration file.
     pub appservices: BTreeMap<String, PathBuf>,
 }
@@ -69,6 +71,22 @@ impl Default for Server {
             database_url: "sqlite:".to_owned(),
             log: "info".to_owned(),
         }
+    }
+}
+
+/// `[backup]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Backup {
+    /// Where `heya backup` writes generations. Empty: `backups` in the data folder.
+    pub folder: PathBuf,
+    /// How many generations are kept; 0: all.
+    pub keep: usize,
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Self { folder: PathBuf::new(), keep: 14 }
     }
 }
 

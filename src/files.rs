@@ -45,12 +45,17 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
 
 /// Takes the lock of a data folder: one server at a time. It goes with the process, however that ends.
 pub fn lock(path: &Path) -> Result<std::fs::File> {
+    try_lock(path)?.ok_or_else(|| {
+        Error::internal(format!("another Heya uses this data folder ({} is locked)", path.display()))
+    })
+}
+
+/// Takes a lock that is a file; none where another process has it.
+pub fn try_lock(path: &Path) -> Result<Option<std::fs::File>> {
     let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            Err(Error::internal(format!("another Heya uses this data folder ({} is locked)", path.display())))
-        }
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
         Err(std::fs::TryLockError::Error(error)) => Err(error.into()),
     }
 }

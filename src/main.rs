@@ -66,15 +66,18 @@ enum Command {
     Audit(command::audit::Audit),
     /// Write a backup: the database, then the media it names. Works while the server runs.
     ///
-    /// Keys are not in it: keep a copy of `data/keys` in a safe place of its own. On PostgreSQL run `pg_dump` first: this
-    /// then writes everything else.
+    /// Without FOLDER it is a generation: a new folder in `backup.folder` of the config. When it is complete, the oldest
+    /// complete generations are removed until the newest `backup.keep` are left (14 where the config does not say).
+    /// Keys are not in it: keep a copy of `data/keys` in a safe place of its own. On PostgreSQL this runs `pg_dump`, which
+    /// must be installed, of the database's version or newer.
     Backup {
-        /// The folder to write; it must not exist.
-        folder: PathBuf,
+        /// The folder to write, instead of a generation; it must not exist. Nothing else is removed.
+        folder: Option<PathBuf>,
     },
     /// Put a backup back into an empty data folder. The server must not run.
     ///
-    /// Put `keys/` back first; on PostgreSQL load the dump. Then `heya serve`: clients begin afresh.
+    /// Put `keys/` back first; on PostgreSQL make the empty database: this runs `pg_restore`. What was put back is counted and
+    /// compared with the backup. Then `heya serve`: clients begin afresh.
     Restore {
         /// The folder that `heya backup` wrote.
         folder: PathBuf,
@@ -136,7 +139,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
             }
         }
         Command::Audit(audit) => return command::audit::run(&config, audit).await,
-        Command::Backup { folder } => command::backup::backup(&config, &folder).await?,
+        Command::Backup { folder } => command::backup::backup(&config, folder.as_deref()).await?,
         Command::Restore { folder } => command::backup::restore(&config, &folder).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -63,10 +63,10 @@ async fn what_was_backed_up_comes_back() {
             .unwrap();
         }
     });
-    let manifest = backup::write(&config(&data), &saved).await.unwrap();
+    let manifest = backup::write(&config(&data), &saved, 1).await.unwrap();
     writing.await.unwrap();
     assert_eq!(manifest.blobs, 1);
-    assert!(backup::write(&config(&data), &saved).await.is_err(), "an existing folder was written over");
+    assert!(backup::write(&config(&data), &saved, 1).await.is_err(), "an existing folder was written over");
     assert!(backup::restore(&config(&data), &saved).await.is_err(), "restored into a folder in use");
     assert!(!saved.join("keys").exists(), "keys are in the backup");
 

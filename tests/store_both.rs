@@ -120,6 +120,7 @@ fn message(room_id: &OwnedRoomId, sender: &UserId, text: &str, txn: Option<&str>
         content: heya::rooms::append::canonical(json!({"msgtype": "m.text", "body": text})).unwrap(),
         txn: txn.map(|txn| txn_key(sender, Some("D"), format!("send {room_id}"), txn).unwrap()),
         ts: None,
+        origin: None,
     }
 }
 

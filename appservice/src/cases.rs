@@ -340,6 +340,8 @@ pub(crate) struct Case {
     pub filed_at: i64,
     pub decided_by: Option<String>,
     pub decided_at: Option<i64>,
+    /// The event by which `decided_by` did it.
+    pub decided_event: Option<String>,
     pub reason: Option<String>,
 }
 

@@ -252,6 +252,7 @@ impl Intake<'_> {
             store::update_action(self.db, number, &case.action, true).await?;
         }
         store::change_case(self.db, number, State::Approved, &event.sender, None).await?;
+        store::remember_decision(self.db, number, &event.event_id).await?;
         self.owe(NewTask::execute(&case.room_id, number, case.attempts + 1)).await
     }
 
@@ -265,6 +266,7 @@ impl Intake<'_> {
             return self.owe(event.answer(&format!("not-{number}"), self.texts.cannot_decide(&case))).await;
         }
         store::change_case(self.db, number, State::Refused, &event.sender, Some(reason)).await?;
+        store::remember_decision(self.db, number, &event.event_id).await?;
         self.owe(event.answer(&format!("refused-{number}"), self.texts.refused_to_city(number))).await?;
         if case.by_staff {
             return Ok(());

@@ -42,6 +42,7 @@ impl Bot {
         match verdict {
             Verdict::Ready if case.by_staff && !case.action.asks_first() => {
                 store::change_case(&mut tx, number, State::Approved, &case.requester, None).await?;
+                store::remember_decision(&mut tx, number, &case.event_id).await?;
                 next.push(NewTask::execute(&case.room_id, number, case.attempts + 1));
             }
             Verdict::Ready => {

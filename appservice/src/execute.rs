@@ -218,7 +218,7 @@ impl Bot {
         body["acting"] = acting.into();
         let mut full = vec!["_heya", "v1"];
         full.extend(path.iter().map(String::as_str));
-        Ok(self.server.post(&full, &key, &body).await?)
+        Ok(self.server.post(&full, &key, case.decided_event.as_deref(), &body).await?)
     }
 }
 

@@ -252,7 +252,7 @@ impl Bot {
             Task::MailScope { user, scope, room, reply_to } => {
                 let body = json!({"scope": scope, "acting": user});
                 let path = ["_heya", "v1", "accounts", user, "mail-scope"];
-                let answer = self.server.post(&path, &due.key, &body).await?;
+                let answer = self.server.post(&path, &due.key, Some(reply_to), &body).await?;
                 let body = self.texts.mail_scope(&answer);
                 let answer = NewTask::say(room, format!("{}-answer", due.key), body).replying(reply_to);
                 self.finish(due, [answer.to(user)]).await
@@ -316,7 +316,7 @@ impl Bot {
 
     async fn join(&self, due: &Due, room: &str) -> Result<(), Unfinished> {
         let path = ["_matrix", "client", "v3", "rooms", room, "join"];
-        self.server.post(&path, &due.key, &json!({})).await?;
+        self.server.post(&path, &due.key, None, &json!({})).await?;
         let welcome = NewTask::say(room, format!("{}-welcome", due.key), self.texts.welcome());
         self.finish(due, [welcome]).await
     }

@@ -40,6 +40,13 @@ impl std::fmt::Debug for Token {
     }
 }
 
+/// The headers of a call that changes something.
+#[derive(Clone, Copy, Debug, Default)]
+struct Once<'a> {
+    key: Option<&'a str>,
+    because: Option<&'a str>,
+}
+
 impl Server {
     /// A client that talks to `base` and nothing else: no proxy, no redirects.
     pub(crate) fn new(base: &str, token: &str) -> Result<Self, Error> {
@@ -65,22 +72,28 @@ impl Server {
 
     /// Reads.
     pub(crate) async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, CallError> {
-        self.call(Method::GET, path, query, None, None).await
+        self.call(Method::GET, path, query, Once::default(), None).await
     }
 
     /// Reads by a body.
     pub(crate) async fn ask(&self, path: &[&str], body: &Value) -> Result<Value, CallError> {
-        self.call(Method::POST, path, &[], None, Some(body)).await
+        self.call(Method::POST, path, &[], Once::default(), Some(body)).await
     }
 
-    /// Changes something, once per `key`.
-    pub(crate) async fn post(&self, path: &[&str], key: &str, body: &Value) -> Result<Value, CallError> {
-        self.call(Method::POST, path, &[], Some(key), Some(body)).await
+    /// Changes something, once per `key`; `because` is the event by which whoever acts said so.
+    pub(crate) async fn post(
+        &self,
+        path: &[&str],
+        key: &str,
+        because: Option<&str>,
+        body: &Value,
+    ) -> Result<Value, CallError> {
+        self.call(Method::POST, path, &[], Once { key: Some(key), because }, Some(body)).await
     }
 
     /// Puts (Matrix sends: the transaction id is in the path).
     pub(crate) async fn put(&self, path: &[&str], body: &Value) -> Result<Value, CallError> {
-        self.call(Method::PUT, path, &[], None, Some(body)).await
+        self.call(Method::PUT, path, &[], Once::default(), Some(body)).await
     }
 
     async fn call(
@@ -88,7 +101,7 @@ impl Server {
         method: Method,
         path: &[&str],
         query: &[(&str, &str)],
-        key: Option<&str>,
+        once: Once<'_>,
         body: Option<&Value>,
     ) -> Result<Value, CallError> {
         let mut url = self.base.clone();
@@ -99,8 +112,11 @@ impl Server {
             url.query_pairs_mut().extend_pairs(query);
         }
         let mut request = self.http.request(method, url).bearer_auth(&self.token.0);
-        if let Some(key) = key {
+        if let Some(key) = once.key {
             request = request.header("Idempotency-Key", key);
+        }
+        if let Some(event_id) = once.because {
+            request = request.header("Because", event_id);
         }
         if let Some(body) = body {
             request = request.json(body);

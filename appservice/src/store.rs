@@ -22,7 +22,7 @@ pub(crate) use consents::{
 
 /// Every version of the schema, oldest first. Each ends by setting `PRAGMA user_version` to its number,
 /// which is written with the rest of the transaction.
-const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema-2.sql")];
 
 /// How long a taken transaction's id is remembered. The server repeats a transaction only until it is
 /// acknowledged.
@@ -322,6 +322,20 @@ pub(crate) async fn change_case(
     record(db, number, next, by, now).await
 }
 
+/// Keeps by which event a case was approved or refused: the word or reaction of `decided_by`.
+pub(crate) async fn remember_decision(
+    db: &mut SqliteConnection,
+    number: i64,
+    event_id: &str,
+) -> Result<(), Error> {
+    sqlx::query("UPDATE cases SET decided_event = $2 WHERE number = $1")
+        .bind(number)
+        .bind(event_id)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
 async fn record(
     db: &mut SqliteConnection,
     number: i64,
@@ -388,6 +402,7 @@ fn read_case(row: &SqliteRow) -> Result<Case, Error> {
         filed_at: row.try_get("filed_at")?,
         decided_by: row.try_get("decided_by")?,
         decided_at: row.try_get("decided_at")?,
+        decided_event: row.try_get("decided_event")?,
         reason: row.try_get("reason")?,
     })
 }

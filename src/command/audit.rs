@@ -117,8 +117,9 @@ async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
         let profile = store::personal::profile(&mut conn, &mark.user_id).await?;
         let name = profile.and_then(|profile| profile.display_name).unwrap_or_default();
         println!(
-            "{} {name} ({}) 端末{} {} {}回",
+            "{} {} ({}) 端末{} {} {}回",
             written_time(mark.last_at),
+            one_line(&name),
             mark.user_id,
             if mark.terminal == 0 { "-".to_owned() } else { mark.terminal.to_string() },
             if mark.action == "room.delivered" { "配信" } else { "開封" },

@@ -67,18 +67,26 @@ impl Requester {
         self.device_id.as_deref().ok_or_else(|| forbidden("This call needs a session of a device."))
     }
 
-    /// A line of the audit log about what this caller does.
-    pub fn entry(&self, now: i64, action: &str) -> crate::audit::Entry {
-        crate::audit::Entry {
-            at: now,
+    /// From where the caller acts.
+    pub fn origin(&self) -> crate::audit::Origin {
+        crate::audit::Origin {
             actor: self.user_id.to_string(),
             terminal: self.terminal.as_ref().map(|known| known.terminal),
             certificate: self.terminal.as_ref().map(|known| known.serial.clone()),
             address: Some(self.address.ip().to_string()),
+        }
+    }
+
+    /// A line of the audit log about what this caller does.
+    pub fn entry(&self, now: i64, action: &str) -> crate::audit::Entry {
+        let entry = crate::audit::Entry {
+            at: now,
+            actor: self.user_id.to_string(),
             action: action.to_owned(),
             result: "ok".to_owned(),
             ..crate::audit::Entry::default()
-        }
+        };
+        entry.from(&self.origin())
     }
 }
 

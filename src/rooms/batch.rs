@@ -102,6 +102,8 @@ pub struct Batch {
     pub(super) known_txns: HashMap<TxnKey, OwnedEventId>,
     pub(super) savepoint: bool,
     pub(super) pending: Pending,
+    /// From where the one for whom the present unit runs acts.
+    origin: Option<audit::Origin>,
 }
 
 impl Batch {
@@ -125,6 +127,7 @@ impl Batch {
             known_txns: opening.txns.into_iter().collect(),
             savepoint: false,
             pending: Pending::default(),
+            origin: None,
         };
         for row in opening.rooms {
             batch.draft_from(row).await?;
@@ -262,12 +265,22 @@ impl Batch {
 
     /// Writes a line of the audit log.
     pub fn audit(&mut self, entry: audit::Entry) {
+        let entry = match &self.origin {
+            Some(origin) => entry.from(origin),
+            None => entry,
+        };
         self.pending.audit.push(entry);
+    }
+
+    /// Says from where somebody acts in this unit: its lines of the audit log about them have it.
+    pub fn acting_from(&mut self, origin: audit::Origin) {
+        self.origin = Some(origin);
     }
 
     /// Where the next unit begins.
     pub fn mark(&mut self) -> Mark {
         self.undo.clear();
+        self.origin = None;
         Mark {
             position: self.position,
             lengths: self.pending.lengths(),

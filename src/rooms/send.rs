@@ -16,6 +16,7 @@ use super::{
     pdu::Event,
 };
 use crate::{
+    audit::Origin,
     config::{CreateRooms, Encryption},
     error::{Code, Result, forbidden, not_found, refuse},
     server::Server,
@@ -39,6 +40,8 @@ pub struct Sending {
     pub txn: Option<TxnKey>,
     /// The time to show, of appservices.
     pub ts: Option<i64>,
+    /// From where, of people.
+    pub origin: Option<Origin>,
 }
 
 /// What members may send as a message at a power below that of state: as state it would stay in every sync, or fool
@@ -86,10 +89,31 @@ pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
                     txn: sending.txn,
                     through_closed: false,
                 };
-                Ok(batch.append(intent).await?.event_id.clone())
+                let event_id = batch.append(intent).await?.event_id.clone();
+                // In the control room what somebody writes may be an order.
+                if let Some(origin) = &sending.origin
+                    && batch.room(&sending.room_id).await?.row.kind == "control"
+                {
+                    store::events::keep_origin(batch.sql().await?, &event_id, origin).await?;
+                }
+                Ok(event_id)
             })
         })
         .await
+}
+
+/// From where an event was sent: as it was kept with it, or what its device's session still tells.
+pub async fn origin_of(batch: &mut Batch, event: &Event) -> Result<Origin> {
+    let sender = event.sender.as_str();
+    if let Some(origin) = store::events::origin(batch.reading(), &event.event_id, sender).await? {
+        return Ok(origin);
+    }
+    let mut origin = Origin { actor: sender.to_owned(), ..Origin::default() };
+    if let Some(txn) = &event.txn {
+        let sessions = store::accounts::sessions_of(batch.reading(), sender, Some(&txn.device_id)).await?;
+        origin.terminal = sessions.first().and_then(|session| session.terminal);
+    }
+    Ok(origin)
 }
 
 /// Who has nothing to do with a room is not told whether it exists.

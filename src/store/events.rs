@@ -9,6 +9,7 @@ use super::{
     script::{Script, queue, queue_many},
 };
 use crate::{
+    audit::Origin,
     error::Result,
     rooms::{
         batch::Pending,
@@ -31,6 +32,36 @@ fn event((position, event_id, room_id, pdu, redacted_by, device_id, txn_id): Row
 
 fn events(rows: Vec<Row>) -> Result<Vec<Arc<Event>>> {
     rows.into_iter().map(event).collect()
+}
+
+/// Keeps from where an event was sent.
+pub async fn keep_origin(conn: &mut Conn, event_id: &EventId, origin: &Origin) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO event_origins (event_id, terminal, certificate, address) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (event_id) DO NOTHING",
+        event_id.as_str(),
+        origin.terminal,
+        origin.certificate.as_deref(),
+        origin.address.as_deref().unwrap_or_default()
+    )?;
+    Ok(())
+}
+
+/// From where an event was sent, if that was kept.
+pub async fn origin(conn: &mut Conn, event_id: &EventId, sender: &str) -> Result<Option<Origin>> {
+    let row = one!(
+        conn,
+        (Option<i64>, Option<String>, String),
+        "SELECT terminal, certificate, address FROM event_origins WHERE event_id = $1",
+        event_id.as_str()
+    )?;
+    Ok(row.map(|(terminal, certificate, address)| Origin {
+        actor: sender.to_owned(),
+        terminal,
+        certificate,
+        address: Some(address),
+    }))
 }
 
 /// Writes a batch's events, their edges, the state intervals they begin and end, and their transaction ids.

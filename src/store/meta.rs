@@ -1,7 +1,9 @@
 //! What belongs to the whole server: names and numbers, and the one sequence of positions.
 
+use std::collections::BTreeMap;
+
 use super::{
-    Conn, one, run,
+    Conn, all, one, run,
     script::{Script, queue},
 };
 use crate::error::{Error, Result};
@@ -9,6 +11,23 @@ use crate::error::{Error, Result};
 /// A stored value.
 pub async fn value(conn: &mut Conn, key: &str) -> Result<Option<String>> {
     Ok(one!(conn, (String,), "SELECT value FROM meta WHERE key = $1", key)?.map(|(value,)| value))
+}
+
+/// How many rows the tables have that hold a city's records, by table.
+pub async fn counts(conn: &mut Conn) -> Result<BTreeMap<String, i64>> {
+    let rows = all!(
+        conn,
+        (String, i64),
+        "SELECT 'accounts', count(*) FROM accounts UNION ALL SELECT 'facilities', count(*) FROM facilities \
+         UNION ALL SELECT 'terminals', count(*) FROM terminals UNION ALL SELECT 'certificates', count(*) FROM certificates \
+         UNION ALL SELECT 'rooms', count(*) FROM rooms UNION ALL SELECT 'memberships', count(*) FROM memberships \
+         UNION ALL SELECT 'events', count(*) FROM events UNION ALL SELECT 'event_originals', count(*) FROM event_originals \
+         UNION ALL SELECT 'room_state', count(*) FROM room_state UNION ALL SELECT 'receipts', count(*) FROM receipts \
+         UNION ALL SELECT 'account_data', count(*) FROM account_data UNION ALL SELECT 'media', count(*) FROM media \
+         UNION ALL SELECT 'media_links', count(*) FROM media_links UNION ALL SELECT 'mails', count(*) FROM mails \
+         UNION ALL SELECT 'audit', count(*) FROM audit UNION ALL SELECT 'reading_marks', count(*) FROM reading_marks"
+    )?;
+    Ok(rows.into_iter().collect())
 }
 
 /// Stores a value.

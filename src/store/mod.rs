@@ -5,12 +5,16 @@
 //! (`rooms::committer`), on the one connection that [`Db::writer`] hands out; SQLite's other connections are
 //! read-only, so a write elsewhere fails at once.
 
-use std::{path::Path, str::FromStr, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use sqlx::{
     ConnectOptions, Connection as _, PgConnection, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool,
     pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -177,8 +181,7 @@ impl Db {
     /// Opens the database, migrating it if need be. `url` is `sqlite:` (the file `heya.sqlite` in the data
     /// folder), `sqlite:PATH`, or a `postgres://…` URL.
     pub async fn open(url: &str, data_dir: &Path) -> Result<Self> {
-        if let Some(path) = url.strip_prefix("sqlite:") {
-            let path = if path.is_empty() { data_dir.join("heya.sqlite") } else { path.into() };
+        if let Some(path) = Self::sqlite_file(url, data_dir) {
             let options = SqliteConnectOptions::new()
                 .filename(path)
                 .create_if_missing(true)
@@ -223,13 +226,18 @@ impl Db {
         }
     }
 
+    /// The file of a SQLite database; none on PostgreSQL.
+    pub fn sqlite_file(url: &str, data_dir: &Path) -> Option<PathBuf> {
+        let path = url.strip_prefix("sqlite:")?;
+        Some(if path.is_empty() { data_dir.join("heya.sqlite") } else { path.into() })
+    }
+
     /// As [`Db::open`], of a database that is there: nothing is made where a name was mistyped.
     pub async fn open_existing(url: &str, data_dir: &Path) -> Result<Self> {
-        if let Some(path) = url.strip_prefix("sqlite:") {
-            let path = if path.is_empty() { data_dir.join("heya.sqlite") } else { path.into() };
-            if !path.exists() {
-                return Err(Error::internal(format!("there is no database {}", path.display())));
-            }
+        if let Some(path) = Self::sqlite_file(url, data_dir)
+            && !path.exists()
+        {
+            return Err(Error::internal(format!("there is no database {}", path.display())));
         }
         Self::open(url, data_dir).await
     }
@@ -331,7 +339,66 @@ impl Db {
     }
 }
 
+/// Whether a PostgreSQL database has no table.
+pub async fn is_empty_postgres(url: &str) -> Result<bool> {
+    let mut c = PgConnectOptions::from_str(url)?.connect().await?;
+    let (tables,): (i64,) = sqlx::query_as(
+        "SELECT count(*) FROM information_schema.tables WHERE table_schema NOT IN ('pg_catalog', 'information_schema')",
+    )
+    .fetch_one(&mut c)
+    .await?;
+    c.close().await?;
+    Ok(tables == 0)
+}
+
+/// A PostgreSQL database's address as PostgreSQL's own tools take it from their environment.
+pub fn libpq(url: &str) -> Result<Vec<(&'static str, String)>> {
+    let options = PgConnectOptions::from_str(url)?;
+    let host = options.get_socket().map(|socket| socket.to_string_lossy().into_owned());
+    let mode = match options.get_ssl_mode() {
+        PgSslMode::Disable => "disable",
+        PgSslMode::Allow => "allow",
+        PgSslMode::Prefer => "prefer",
+        PgSslMode::Require => "require",
+        PgSslMode::VerifyCa => "verify-ca",
+        PgSslMode::VerifyFull => "verify-full",
+    };
+    let mut found = vec![
+        ("PGHOST", host.unwrap_or_else(|| options.get_host().to_owned())),
+        ("PGPORT", options.get_port().to_string()),
+        ("PGUSER", options.get_username().to_owned()),
+        ("PGDATABASE", options.get_database().unwrap_or(options.get_username()).to_owned()),
+        ("PGSSLMODE", mode.to_owned()),
+    ];
+    let (front, query) = url.split_once('?').unwrap_or((url, ""));
+    let authority =
+        front.split_once("://").map_or(front, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    if let Some((_, password)) = authority.rsplit_once('@').and_then(|(user, _)| user.split_once(':')) {
+        let decoded = percent_encoding::percent_decode_str(password).decode_utf8_lossy();
+        found.push(("PGPASSWORD", decoded.into_owned()));
+    }
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        let name = match &*key {
+            "password" => "PGPASSWORD",
+            "sslrootcert" | "ssl-root-cert" | "ssl-ca" => "PGSSLROOTCERT",
+            "sslcert" | "ssl-cert" => "PGSSLCERT",
+            "sslkey" | "ssl-key" => "PGSSLKEY",
+            _ => continue,
+        };
+        found.push((name, value.into_owned()));
+    }
+    Ok(found)
+}
+
 impl Conn {
+    /// Begins a reading transaction on PostgreSQL whose view another connection can take up; its name there.
+    pub async fn export_snapshot(&mut self) -> Result<String> {
+        run!(self, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+        one!(self, (String,), "SELECT pg_export_snapshot()")?
+            .map(|(name,)| name)
+            .ok_or_else(|| Error::internal("PostgreSQL exported no snapshot"))
+    }
+
     /// Begins a transaction where no server runs (a restore). The committer begins its own with `script::open`.
     pub async fn begin(&mut self) -> Result<()> {
         match self {

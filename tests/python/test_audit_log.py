@@ -10,7 +10,8 @@ import subprocess
 
 import pytest
 
-from harness import Client, Person, Server, quote
+from harness import Client, Person, Server, quote, wait_for
+from test_room_life import Desk
 
 C = "/_matrix/client/v3"
 R = f"{C}/rooms/"
@@ -240,3 +241,104 @@ def test_the_newest_entries_of_a_room_with_names_and_certificates(logged: Server
     number = logged.look(f"rooms/{quote(room)}")["room_number"]
     before, _ = listed(logged, "--limit", "2").entries
     assert (before["action"], f"{before['target']} {before['detail']}".strip()) == ("audit.read", f"room {number}")
+
+
+# What staff do by a word to the bot ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def desk(request: pytest.FixtureRequest):
+    """A city with its bot, and somebody at the control room with two terminals."""
+    if request.param == "postgres":
+        request.getfixturevalue("postgres")
+    server = Server(request.param, bot=True)
+    desk = Desk(server)
+    terminal = server.further_terminal(desk.staff)
+    server.second = Person(server, desk.staff.user_id, desk.staff.login_id, 0, desk.staff.password, terminal)
+    server.second._client = desk.staff.log_in(terminal)
+    yield desk
+    server.remove()
+
+
+def stood(server: Server, person: Person) -> tuple[str, str, str]:
+    """Terminal, certificate and address of a person's client, as the listing has them."""
+    serial = person.terminal.cert.stem
+    row = next(row for row in server.look("terminals")["terminals"] if int(row["serial"], 16) == int(serial, 16))
+    return str(row["terminal"]), row["serial"], "127.0.0.1"
+
+
+def place(row: dict[str, str]) -> tuple[str, str, str]:
+    return row["terminal"], row["certificate"], row["address"]
+
+
+def test_a_word_to_the_bot_is_logged_with_its_terminal(desk: Desk):
+    """C22: the terminal, certificate and address that a command came from, as those of any other action."""
+    server, staff = desk.server, desk.staff
+    room = server.room(*desk.people)
+    n = desk.number(room)
+    first, second = stood(server, staff), stood(server, server.second)
+    assert first[:2] != second[:2]
+    desk.say(f"法的保全 {n} 訴訟のため", "完了")
+    desk.say(f"保全解除 {n} 終結したため", "完了", person=server.second)
+    told = of_room(server, room)
+    (hold,), (end,) = told.of("room.hold", staff), told.of("room.hold.end", staff)
+    assert place(hold) == first and place(end) == second
+    # Somebody else's terminal is the one that an action is about, not the one it came from.
+    gone = server.person()
+    number = server.terminal_number(gone)
+    desk.say(f"端末失効 {number} 紛失", "完了", person=server.second)
+    (revoked,) = [row for row in listed(server, "--limit", "20").of("terminal.revoke", staff) if row["target"] == "terminal"
+                  and row["detail"].startswith(f"{number} ")] or [None]
+    assert revoked and place(revoked) == second, listed(server, "--limit", "20").text
+
+
+def test_an_approval_is_logged_with_the_terminal_of_who_approved(desk: Desk):
+    """By a reaction, from another terminal than the command: whoever approves acts."""
+    server, staff = desk.server, desk.staff
+    room = server.room(*desk.people)
+    n = desk.number(room)
+    desk.say(f"終了 {n}", "完了")
+    shown = desk.say(f"保管 {n}", "承認")
+    notice = next(event for event in staff.client.messages(desk.control) if event["content"].get("body") == shown)
+    server.second.client.ok("PUT", f"{R}{quote(desk.control)}/send/m.reaction/approve-{n}", {
+        "m.relates_to": {"rel_type": "m.annotation", "event_id": notice["event_id"], "key": "✅"}})
+    wait_for(lambda: server.look(f"rooms/{quote(room)}")["status"] == "archived", 20, 0.1, "the approval")
+    told = of_room(server, room)
+    (closed,), (archived,) = told.of("room.close", staff), told.of("room.archive", staff)
+    assert place(closed) == stood(server, staff) and place(archived) == stood(server, server.second)
+
+
+def test_a_terminal_that_is_gone_is_still_known(desk: Desk):
+    """The session had ended and the certificate was revoked before the order was carried out."""
+    server, staff = desk.server, desk.staff
+    room = server.room(*desk.people)
+    terminal = server.further_terminal(staff)
+    lost = Person(server, staff.user_id, staff.login_id, 0, staff.password, terminal)
+    lost._client = staff.log_in(terminal)
+    before = stood(server, lost)
+    word = lost.client.say(desk.control, "この行は何でもない")
+    lost.client.ok("POST", f"{C}/logout", {})
+    server.revoke(int(before[0]))
+    because = {"Because": word}
+    body = {"case": "audit-9", "reason": "訴訟", "acting": staff.user_id}
+    path = f"/_heya/v1/rooms/{quote(room)}/hold"
+    done = server.internal.post(path, body, headers={"Idempotency-Key": secrets.token_hex(8)} | because)
+    assert done.status == 200, done
+    assert place(of_room(server, room).of("room.hold", staff)[0]) == before
+    # Nobody acts by another's word, by none, or by what is no event.
+    other = desk.people[0].client.say(room, "これは別の人の投稿")
+    for event, status in ((other, 403), ("$none", 403), ("none", 400), ("$" + "x" * 300, 400)):
+        refused = server.internal.post(path, body, headers={"Idempotency-Key": secrets.token_hex(8), "Because": event})
+        assert refused.status == status, (event, refused)
+
+
+def test_in_another_room_the_terminal_is_known_while_it_is_logged_in(desk: Desk):
+    """What everybody may tell the bot about themselves, wherever it is: no place is kept with those posts."""
+    server = desk.server
+    member = server.person()
+    direct = member.client.ok("POST", f"{C}/createRoom", {"is_direct": True, "invite": [server.city_user]})["room_id"]
+    members = f"{R}{quote(direct)}/joined_members"
+    wait_for(lambda: server.city_user in member.client.ok("GET", members)["joined"], 20, 0.2, "the city")
+    desk.say("メール通知 すべて", "メール通知", person=member, room=direct)
+    (chosen,) = [row for row in listed(server, "--limit", "20").entries if row["action"] == "mail.scope"]
+    assert place(chosen) == (stood(server, member)[0], "-", "-")

@@ -3,15 +3,22 @@ is said when a command cannot do its work (README, "Commands")."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
+import sqlite3
 import subprocess
+import time
 
 import pytest
 
-from harness import Enrolment, Server, Terminal, binary, unpack
+from harness import Enrolment, Postgres, Server, Terminal, binary, quote, unpack
+from test_rooms import PNG, upload
 
 WHOAMI = "/_matrix/client/v3/account/whoami"
 
@@ -35,8 +42,9 @@ HELPS: dict[str, list[str]] = {
     "audit": ["verify", "list", "操作履歴"],
     "audit verify": ["changed", "removed", "cut off", "xit status 1"],
     "audit list": ["--room", "部屋番号", "--limit", "newest", "200", "who", "when", "terminal"],
-    "backup": ["<FOLDER>", "must not exist", "Keys are not in it", "server runs"],
-    "restore": ["<FOLDER>", "heya backup", "empty data folder", "must not run"],
+    "backup": ["[FOLDER]", "must not exist", "Keys are not in it", "server runs", "generation", "backup.keep", "complete", "removed",
+               "pg_dump"],
+    "restore": ["<FOLDER>", "heya backup", "empty data folder", "must not run", "pg_restore", "compared"],
 }
 
 
@@ -251,28 +259,156 @@ def test_a_backup_that_fails_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_backup_and_restore_as_typed(fresh):
-    """The restored city is the same city: its people log in with what they have, its rooms are there, its log is whole."""
-    city = fresh()
+def all_tables(city: Server) -> dict[str, tuple[int, str]]:
+    """How many rows each table has, and their hash, whatever order they come in."""
+    if city.postgres_name:
+        db = Postgres.shared()
+        names = db.query("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'", city.postgres_name).split()
+        rows = {name: db.query(f'SELECT t::text FROM "{name}" AS t', city.postgres_name).splitlines() for name in names}
+    else:
+        with contextlib.closing(sqlite3.connect(city.data / "heya.sqlite", timeout=10)) as connection:
+            names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            rows = {name: [repr(row) for row in connection.execute(f'SELECT * FROM "{name}"')] for name in names}
+    return {name: (len(some), hashlib.sha256("\n".join(sorted(some)).encode()).hexdigest()) for name, some in rows.items()}
+
+
+def hashes(folder: pathlib.Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_backup_and_restore_as_typed(kind: str, fresh, request):
+    """The restored city is the same city: its people log in with what they have, its rooms, files and log are there; clients
+    begin afresh, and no key is handed out twice."""
+    if kind == "postgres":
+        request.getfixturevalue("postgres")
+    city = fresh(kind, config={"policy": {"encryption": "allowed"}})
     person, other = city.person(), city.person()
     room = city.room(person, other)
     event = person.client.say(room, "復元を確かめる")
+    photo = PNG + secrets.token_bytes(16)
+    mxc = upload(person, photo)
+    person.client.say(room, "写真", msgtype="m.image", url=mxc)
+    one_time = {"signed_curve25519:AAAAAQ": {"key": "a" * 43, "signatures": {person.user_id: {f"ed25519:{person.device_id}": "b" * 86}}}}
+    person.client.ok("POST", "/_matrix/client/v3/keys/upload", {"one_time_keys": one_time})
+    exported = city.act(f"rooms/{quote(room)}/export", {"case": "backup"})["folder"]
+    (city.data / "exports" / "0099-half.part").mkdir()
+    since = person.client.sync()["next_batch"]
+    time.sleep(0.3)  # what follows a message by itself is written
     saved = city.folder / "saved"
+    before = all_tables(city)
     assert "バックアップを書きました" in of_city(city, "backup", str(saved)).stdout
-    assert not (saved / "keys").exists() and saved.stat().st_mode & 0o077 == 0
+    assert not (saved / "keys").exists() and not (saved / "sheets").exists() and saved.stat().st_mode & 0o077 == 0
+    assert (saved / ("heya.pgdump" if kind == "postgres" else "heya.sqlite")).is_file()
     of_city(city, "backup", str(saved), rc=1)  # the folder exists
     person.client.say(room, "あとから")
     city.stop()
+    kept = {name: hashes(city.data / name) for name in ("media", "exports", "certificates")}
     keys = city.folder / "keys"
     shutil.copytree(city.data / "keys", keys)
     shutil.rmtree(city.data)
     city.data.mkdir(mode=0o700)
     shutil.copytree(keys, city.data / "keys")
-    assert "復元しました" in of_city(city, "restore", str(saved)).stdout
+    if kind == "postgres":
+        refused = of_city(city, "restore", str(saved), rc=1)
+        assert "empty" in refused.stderr and [path.name for path in city.data.iterdir() if path.name != "lock"] == ["keys"]
+        Postgres.shared().drop(city.postgres_name)
+        city.postgres_name = Postgres.shared().create()
+        city._write_config()
+    told = of_city(city, "restore", str(saved)).stdout
+    assert "復元しました" in told and "操作履歴は正しくつながっています" in told, told
+    after = all_tables(city)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    # The epoch is new, the keys are gone.
+    assert changed == {"meta", "one_time_keys"} and after["one_time_keys"][0] == 0, changed
+    assert {name: hashes(city.data / name) for name in kept} == kept and f"{exported.split('/')[1]}/index.html" in kept["exports"]
     city.start()
     assert city.log_in(city.public(person.terminal), person.login_id, person.password).status == 200
     bodies = [e["content"].get("body") for e in person.client.messages(room) if e["type"] == "m.room.message"]
     assert "復元を確かめる" in bodies and "あとから" not in bodies
     assert event in [e["event_id"] for e in other.client.messages(room)]
+    assert other.client.get(f"/_matrix/client/v1/media/download/{mxc.removeprefix('mxc://')}").content == photo
+    afresh = person.client.sync(since)
+    assert "復元を確かめる" in json.dumps(afresh, ensure_ascii=False), "a token of before the restore is foreign"
+    claimed = other.client.ok("POST", "/_matrix/client/v3/keys/claim",
+                              {"one_time_keys": {person.user_id: {person.device_id: "signed_curve25519"}}})
+    assert not claimed["one_time_keys"].get(person.user_id), claimed
     assert "正しくつながっています" in of_city(city, "audit", "verify").stdout
     of_city(city, "restore", str(saved), rc=1)  # not over a city
+
+
+def generations(city: Server) -> list[str]:
+    return sorted(path.name for path in (city.data / "backups").iterdir() if path.is_dir())
+
+
+def test_generations_of_backups(fresh):
+    """The newest are kept, the others go when the new one is complete; what is not such a backup is not touched."""
+    city = fresh(config={"backup": {"keep": 2}})
+    person = city.person()
+    room = city.room(person)
+    mxc = upload(person, PNG + secrets.token_bytes(16))
+    person.client.say(room, "写真", msgtype="m.image", url=mxc)
+    of_city(city, "backup")
+    (first,) = generations(city)
+    assert re.fullmatch(r"heya-\d{4}-\d\d-\d\dT\d{6}", first)
+    folder = city.data / "backups"
+    # Another city's, an operator's own, half of one.
+    (folder / "heya-anothers").mkdir()
+    manifest = json.loads((folder / first / "manifest.json").read_text())
+    (folder / "heya-anothers" / "manifest.json").write_text(json.dumps(manifest | {"server_name": "b.example", "written_at": 1}))
+    (folder / "heya-notes").mkdir()
+    (folder / "before-update").mkdir()
+    (folder / "heya-2026-01-01T000000.part").mkdir()
+    theirs = {"heya-anothers", "heya-notes", "before-update"}
+    of_city(city, "backup")
+    second = next(name for name in generations(city) if name not in theirs | {first})
+    assert set(generations(city)) == theirs | {first, second}
+    # Generations share what never changes, and each is whole.
+    media = [next(path for path in (folder / name / "media").rglob("*") if path.is_file()) for name in (first, second)]
+    assert media[0].stat().st_ino == media[1].stat().st_ino
+    # One that fails removes none.
+    path = next(path for path in (city.data / "media").rglob("*") if path.is_file())
+    content = path.read_bytes()
+    media[1].unlink()
+    path.write_bytes(content + b"x")
+    assert "damaged" in of_city(city, "backup", rc=1).stderr
+    assert set(generations(city)) == theirs | {first, second}
+    path.write_bytes(content)
+    told = of_city(city, "backup").stdout
+    assert "古いバックアップを1件消しました(新しい2件を残します)" in told, told
+    third = next(name for name in generations(city) if name not in theirs | {first, second})
+    assert set(generations(city)) == theirs | {second, third}
+    # In a folder of its own a backup is nobody's generation.
+    of_city(city, "backup", str(folder / "by-hand"))
+    assert set(generations(city)) == theirs | {second, third, "by-hand"}
+    city.stop()
+    for name in ("heya.sqlite", "heya.sqlite-wal", "heya.sqlite-shm", "city.sqlite", "mail.sqlite"):
+        (city.data / name).unlink(missing_ok=True)
+    shutil.rmtree(city.data / "media")
+    of_city(city, "restore", str(folder / third))
+    assert path.read_bytes() == content
+    city.start()
+    assert person.client.get(f"/_matrix/client/v1/media/download/{mxc.removeprefix('mxc://')}").content == content
+
+
+def test_a_backup_of_postgres_without_its_tool_says_so(fresh, postgres, tmp_path):
+    """In Japanese and English, and nothing that looks like a backup stays."""
+    city = fresh("postgres")
+    done = subprocess.run(city.command("backup", str(tmp_path / "saved")), capture_output=True, text=True, timeout=60,
+                          cwd=city.folder, env=os.environ | {"PATH": str(tmp_path)}, check=False)
+    assert done.returncode == 1 and "pg_dump がありません" in done.stderr and "install the PostgreSQL client" in done.stderr, done
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_medium_is_not_restored(fresh):
+    city = fresh()
+    person = city.person()
+    person.client.say(city.room(person), "写真", msgtype="m.image", url=upload(person, PNG + secrets.token_bytes(16)))
+    saved = city.folder / "saved"
+    of_city(city, "backup", str(saved))
+    city.stop()
+    shutil.rmtree(city.data)
+    next(path for path in (saved / "media").rglob("*") if path.is_file()).write_bytes(b"damaged")
+    assert "damaged" in of_city(city, "restore", str(saved), rc=1).stderr
+    assert not city.data.exists()

@@ -3,14 +3,15 @@ load (DESIGN 7, 15, 17, 18): what was acknowledged is there once for every reade
 never; no mail never, and none twice but as the same mail (its Message-ID).
 
 Clients behave as clients do: they send again, with the same transaction id, until they are answered, and sync on from
-their last token. HEYA_SEEDS sets how many seeds are played (a long run: `HEYA_SEEDS=50 tests/run python`, or
-`HEYA_SEEDS=50 pytest test_story_crash.py`); HEYA_SEED=17, or 3,17, plays those alone. A seed fixes who is killed and
-after how long; what the machine does meanwhile it cannot fix.
+their last token. 50 seeds are played on SQLite and 10 on PostgreSQL, in two cities at once: a killed process leaves a
+processor idle. HEYA_SEEDS=200 plays as many on each; HEYA_SEED=17, or 3,17, plays those alone. A seed fixes who is
+killed and after how long; what the machine does meanwhile it cannot fix.
 """
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import html
 import http.client
@@ -23,7 +24,7 @@ import shutil
 import subprocess
 import threading
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import pytest
 import requests
@@ -32,10 +33,18 @@ from harness import Answer, Enrolment, Person, Server, quote
 from parts import PARTS, City, Smtp, case_shown, login_id_in, sheets_in, today
 from test_rooms import PNG
 
-SEEDS = ([int(seed) for seed in os.environ["HEYA_SEED"].split(",")] if "HEYA_SEED" in os.environ
-         else list(range(int(os.environ.get("HEYA_SEEDS", "5")))))
+def seeds(usual: int) -> list[int]:
+    if "HEYA_SEED" in os.environ:
+        return [int(seed) for seed in os.environ["HEYA_SEED"].split(",")]
+    return list(range(int(os.environ.get("HEYA_SEEDS", usual))))
+
+
+STORIES = {"sqlite": seeds(50), "postgres": seeds(10)}
+FIRST_STARTS = seeds(5)
+CITIES = 2  # at once
 WRITERS = 8
 KILLS = 20  # of each seed at most: where the machine is busy, the story still comes to its end
+PAUSE = 0.06  # of a writer between two messages, about as long as one takes: half of the writers wait for an answer at a kill
 PATIENCE = 110.0  # longer than a lease that a killed bridge has left behind (60 s) and than every back-off
 MENTION_EVERY = 10
 FIRST_FILES = 22  # that a first start makes, folders counted
@@ -222,7 +231,7 @@ class Writer(threading.Thread):
     def run(self) -> None:
         n = 0
         try:
-            while not self.stop.wait(0.02):
+            while not self.stop.wait(PAUSE):
                 content = {"m.mentions": {"user_ids": [self.to]}} if n % MENTION_EVERY == 0 else {}
                 self.seat.say(self.room, f"{self.label}-{n}", **content)
                 n += 1
@@ -637,34 +646,74 @@ class World:
         assert not differing, "one Message-ID on two different mails"
 
 
-@pytest.mark.timeout(120 + 60 * len(SEEDS))
-def test_kill_every_part_during_the_story(database: str, tmp_path):
-    world = World(database, tmp_path)
+def play_all(world: World, waiting: Iterator[int], broken: threading.Event) -> tuple[int, collections.Counter[str]]:
+    """Plays seeds in a city until there are no more, and looks at it once more at rest; how many, and who was killed."""
     kills: collections.Counter[str] = collections.Counter()
+    played = 0
     try:
-        for seed in SEEDS:
+        for seed in waiting:
+            if broken.is_set():
+                return played, kills
             try:
                 done = world.play(seed)
             except BaseException:
-                print(f"seed {seed} on {database} failed: HEYA_SEED={seed} plays it alone")
+                print(f"seed {seed} on {world.city.database} failed: HEYA_SEED={seed} plays it alone")
                 raise
+            played += 1
             kills.update(done["kills"])
-            print(f"{database}: {done}", flush=True)
+            print(f"{world.city.database}: {done}", flush=True)
         # Once more all of them, at rest; nothing happens that was not to happen.
         world.city.kill()
         world.city.start()
         assert world.city.heya("audit", "verify").returncode == 0
         time.sleep(1.5)  # longer than the digest: what would come again has come
         world._check_mail()
-        resent = sum(seat.again for seat in [*world.writers, world.staff, world.manager])
-        twice = len(world.smtp.mails) - len({mail.id for mail in world.smtp.mails})
-        print(f"{database}: {len(SEEDS)} seeds, kills {dict(kills)}, {resent} calls sent again, "
-              f"{len(world.smtp.mails)} mails, {twice} of them a second time")
-        assert resent > 0 and set(kills) == {"server", "city", "mail"}, "too little was killed"
         assert world.city.stop() == 0
+        return played, kills
+    except BaseException:
+        broken.set()
+        raise
+
+
+class Waiting:
+    """Seeds that several cities take one by one."""
+
+    def __init__(self, some: list[int]) -> None:
+        self._left, self._lock = iter(some), threading.Lock()
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        with self._lock:
+            return next(self._left)
+
+
+@pytest.mark.timeout(180 + 60 * max(map(len, STORIES.values())))
+def test_kill_every_part_during_the_story(database: str, tmp_path):
+    mine = STORIES[database]
+    begun = time.monotonic()
+    worlds: list[World] = []
+    try:
+        # One after the other: the next one's ports are not those of a process that is just dead.
+        for n in range(min(CITIES, len(mine))):
+            worlds.append(World(database, tmp_path / str(n)))
+        waiting, broken = Waiting(mine), threading.Event()
+        with concurrent.futures.ThreadPoolExecutor(len(worlds)) as pool:
+            playing = [pool.submit(play_all, world, waiting, broken) for world in worlds]
+        played = [one.result() for one in playing]
+        kills = sum((kills for _, kills in played), collections.Counter())
+        resent = sum(seat.again for world in worlds for seat in [*world.writers, world.staff, world.manager])
+        mails = sum(len(world.smtp.mails) for world in worlds)
+        twice = mails - sum(len({mail.id for mail in world.smtp.mails}) for world in worlds)
+        print(f"{database}: {len(mine)} seeds in {time.monotonic() - begun:.0f} s, kills {dict(kills)}, {resent} calls sent "
+              f"again, {mails} mails, {twice} of them a second time")
+        assert sum(count for count, _ in played) == len(mine)
+        assert resent > 0 and set(kills) == {"server", "city", "mail"}, "too little was killed"
     finally:
-        world.city.remove()
-        world.smtp.stop()
+        for world in worlds:
+            world.city.remove()
+            world.smtp.stop()
 
 
 class Early(Server):
@@ -708,10 +757,10 @@ def test_killed_between_two_files(pair, fresh):
     city.first_staff().client.sync()
 
 
-@pytest.mark.timeout(60 + 20 * len(SEEDS))
+@pytest.mark.timeout(60 + 20 * len(FIRST_STARTS))
 def test_killed_in_its_first_start(database: str, tmp_path):
     """A city begins whole or anew: its first member of staff can enrol from the sheets that are there."""
-    for seed in SEEDS:
+    for seed in FIRST_STARTS:
         chance = random.Random(f"first-{seed}")
         files, after = chance.randint(1, FIRST_FILES), chance.choice((0.0, chance.uniform(0.0, 0.05)))
         server = Early(database, files, after, tmp_path / str(seed))

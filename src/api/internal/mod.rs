@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ruma::OwnedUserId;
+use ruma::{OwnedEventId, OwnedUserId};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -104,6 +104,7 @@ where
             refuse(Code::MissingParam, "A header Idempotency-Key of at most 128 characters is needed.")
         })?
         .to_owned();
+    let because = because(&call)?;
     // The key belongs to this very path and body.
     let path = call.parts.uri.path().to_owned();
     let (_, body) = call.json::<Value>(&server).await?;
@@ -130,6 +131,13 @@ where
                     None if acting == "command" || is_city_staff(batch.reading(), &acting).await? => {}
                     None => return Err(forbidden("acting must be an active member of the city's staff.")),
                 }
+                if let Some(event_id) = because {
+                    let event = batch.event(&event_id).await?.filter(|event| event.sender == acting);
+                    let event =
+                        event.ok_or_else(|| forbidden("Because must name an event that acting has sent."))?;
+                    let origin = crate::rooms::send::origin_of(batch, &event).await?;
+                    batch.acting_from(origin);
+                }
                 let answer = serde_json::to_string(&unit(batch, body, acting).await?)?;
                 let now = batch.now;
                 let kept = format!("{asked}\n{answer}");
@@ -139,6 +147,18 @@ where
         })
         .await?;
     Ok(Answer::Json(text))
+}
+
+/// The event by which whoever acts said so: what they do is logged with the place it was sent from.
+fn because(call: &Call) -> Result<Option<OwnedEventId>> {
+    let Some(value) = call.parts.headers.get("because") else { return Ok(None) };
+    value
+        .to_str()
+        .ok()
+        .filter(|id| id.len() <= crate::rooms::send::ID_BYTES_MAX)
+        .and_then(|id| crate::rooms::send::event_id(id).ok())
+        .map(Some)
+        .ok_or_else(|| invalid("Because is no event id."))
 }
 
 /// The room of a call, and the city that changes it.

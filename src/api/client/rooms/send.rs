@@ -34,6 +34,7 @@ pub fn routes(routes: Routes) -> Routes {
             let txn = txn_key(&who.user_id, who.device_id.as_deref(), scope, request.txn_id.as_str())?;
             let sending = Sending {
                 ts: timestamp(&who, request.timestamp),
+                origin: origin(&who),
                 sender: who.user_id,
                 kind: request.event_type.to_string().into(),
                 state_key: None,
@@ -79,6 +80,7 @@ async fn send_state(server: Arc<Server>, call: Call) -> Result<Answer> {
     }
     let sending = Sending {
         ts: timestamp(&who, ts),
+        origin: origin(&who),
         sender: who.user_id,
         kind,
         state_key,
@@ -87,6 +89,11 @@ async fn send_state(server: Arc<Server>, call: Call) -> Result<Answer> {
         room_id,
     };
     Ok(json!({"event_id": sending::send(&server, sending).await?}).into())
+}
+
+/// From where people send; appservices are no place.
+fn origin(who: &Requester) -> Option<crate::audit::Origin> {
+    who.session.as_ref().map(|_| who.origin())
 }
 
 /// Only appservices say when something was written (application service API, "Timestamp massaging").
