@@ -158,7 +158,7 @@ pub async fn rename_device(
     )? > 0)
 }
 
-/// Ends a device: its sessions, keys and messages go with it.
+/// Ends a device: its sessions, keys, messages and pushers go with it.
 pub async fn delete_device(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<()> {
     run!(conn, "DELETE FROM sessions WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
@@ -166,7 +166,7 @@ pub async fn delete_device(conn: &mut Conn, user_id: &str, device_id: &str) -> R
     run!(conn, "DELETE FROM fallback_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM devices WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
-    Ok(())
+    super::push::delete_of_device(conn, user_id, device_id).await
 }
 
 /// Display name and avatar.

@@ -16,6 +16,7 @@ use super::{
     token::SyncToken,
 };
 use crate::{
+    accounts::moderation,
     error::{Code, Result, refuse},
     http::caller::Requester,
     rooms::live::{LiveUser, Membership},
@@ -63,6 +64,9 @@ pub async fn sync(server: &Arc<Server>, who: &Requester, request: Request) -> Re
         let wake = user.wake.notified();
         tokio::pin!(wake);
         wake.as_mut().enable();
+        if server.moderation.of(&who.user_id).locked {
+            return Err(moderation::locked());
+        }
         let mut upto = SyncToken { position: server.live.position(), volatile: server.live.volatile() };
         if upto.position < first.position {
             upto.position = first.position;
