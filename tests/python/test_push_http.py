@@ -357,6 +357,23 @@ def test_a_session_takes_its_pushers_along(world: World):
         assert mark and not any(after in world.other.events(one) for one in gone), end
 
 
+def test_a_locked_person_is_told_nothing(world: World):
+    """What happens meanwhile waits in the room; the app's pusher stays and is told again afterwards."""
+    person = world.server.person()
+    room = world.server.room(person, world.doctor)
+    key, check = set_pusher(person.client, world.other.url), set_pusher(world.nurse.client, world.other.url)
+    lock = f"/_matrix/client/v1/admin/lock/{quote(person.user_id)}"
+    world.server.first_staff().client.ok("PUT", lock, {"locked": True})
+    meanwhile = world.doctor.client.say(room, "その間")
+    mark = world.doctor.client.say(world.room, "目印")
+    wait_for(lambda: mark in world.other.events(check))
+    assert meanwhile not in world.other.events(key)
+    world.server.first_staff().client.ok("PUT", lock, {"locked": False})
+    after = world.doctor.client.say(room, "その後")
+    wait_for(lambda: after in world.other.events(key))
+    assert meanwhile not in world.other.events(key)
+
+
 def test_a_mail_pusher_is_the_persons(world: World):
     """An e-mail pusher is not a device's: it needs an address, which these people have not."""
     answer = world.nurse.client.post("/_matrix/client/v3/pushers/set", {
