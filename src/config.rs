@@ -23,6 +23,8 @@ pub struct Config {
     pub city: City,
     /// The e-mail bridge.
     pub mail: Mail,
+    /// Push gateways.
+    pub push: Push,
     /// The web client and pages.
     pub web: Web,
     /// How long closed rooms are kept.
@@ -179,6 +181,8 @@ pub struct Policy {
     pub registration: Registration,
     /// `/_synapse/admin/v1/register` with the secret in `keys/registration.secret`.
     pub shared_secret_registration: bool,
+    /// The rest of `/_synapse/admin`, for city staff.
+    pub admin_api: bool,
     /// Who may make rooms.
     pub create_rooms: CreateRooms,
     /// Two-person rooms between people who share a room.
@@ -216,6 +220,7 @@ impl Default for Policy {
             client_certificate: ClientCertificate::Connection,
             registration: Registration::Closed,
             shared_secret_registration: false,
+            admin_api: false,
             create_rooms: CreateRooms::City,
             direct_rooms: true,
             public_directory: false,
@@ -282,6 +287,14 @@ pub struct Limits {
     pub upload_bytes: usize,
     /// Pixels of an image that thumbnails are made of.
     pub image_pixels: u64,
+    /// Bytes of all uploads of one account; 0: no limit.
+    pub media_bytes_per_account: u64,
+    /// Bytes of all files on the disk; 0: no limit.
+    pub media_bytes_in_all: u64,
+    /// Media ids of one account that wait for their content.
+    pub pending_uploads: u32,
+    /// Seconds that a media id waits for its content.
+    pub pending_upload_seconds: u64,
     /// Password hashes computed at once.
     pub password_hashes: usize,
     /// Requests per second of one session, over time, where rate limits are on.
@@ -299,6 +312,10 @@ impl Default for Limits {
             json_bytes: 1 << 20,
             upload_bytes: 50 << 20,
             image_pixels: 40_000_000,
+            media_bytes_per_account: 10 << 30,
+            media_bytes_in_all: 0,
+            pending_uploads: 20,
+            pending_upload_seconds: 86_400,
             password_hashes: 2,
             requests_per_second: 50,
             requests_burst: 500,
@@ -402,6 +419,33 @@ impl Default for Mail {
     }
 }
 
+/// `[push]`
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Push {
+    /// The gateways that HTTP pushers may name, as origins (`https://host`, or with a port).
+    pub gateways: Vec<String>,
+    /// Trust only this CA (PEM) for them. Empty: the public CAs.
+    pub ca: PathBuf,
+}
+
+impl Push {
+    /// The gateways in the one form that origins are compared in.
+    pub fn origins(&self) -> Vec<String> {
+        let mut origins: Vec<String> = self.gateways.iter().filter_map(|url| https_origin(url)).collect();
+        origins.sort_unstable();
+        origins.dedup();
+        origins
+    }
+}
+
+/// The origin of an https URL without a user's name in it; nothing where it is no such URL.
+pub fn https_origin(url: &str) -> Option<String> {
+    let url = reqwest::Url::parse(url).ok()?;
+    let plain = url.scheme() == "https" && url.username().is_empty() && url.password().is_none();
+    plain.then(|| url.origin().ascii_serialization())
+}
+
 /// `[web]`
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -463,6 +507,7 @@ impl Config {
         policy.client_certificate = ClientCertificate::Off;
         policy.registration = Registration::Open;
         policy.shared_secret_registration = true;
+        policy.admin_api = true;
         policy.create_rooms = CreateRooms::Everybody;
         policy.public_directory = true;
         policy.guests = true;
@@ -525,6 +570,14 @@ impl Config {
         }
         if !self.mail.quiet_hours.is_empty() && self.mail.quiet_hours.len() != 2 {
             problems.push("mail.quiet_hours has a beginning and an end".to_owned());
+        }
+        for gateway in &self.push.gateways {
+            let bare = gateway
+                .split_once("://")
+                .is_some_and(|(_, rest)| !rest.trim_end_matches('/').contains(['/', '?', '#', '@']));
+            if !bare || https_origin(gateway).is_none() {
+                problems.push("push.gateways are origins such as \"https://push.example.jp\"".to_owned());
+            }
         }
         if self.limits.json_bytes < 70_000 {
             problems.push("limits.json_bytes must hold an event: 70000 or more".to_owned());

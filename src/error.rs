@@ -16,6 +16,10 @@ pub enum Code {
         /// The client may keep its data and log in again.
         soft_logout: bool,
     },
+    /// The account is locked.
+    UserLocked,
+    /// The account is suspended: it may read and little else.
+    UserSuspended,
     /// No access token was given.
     MissingToken,
     /// The body is JSON of the wrong shape.
@@ -35,6 +39,10 @@ pub enum Code {
     MissingParam,
     /// The request, or the event it would make, is too large.
     TooLarge,
+    /// The medium's content has not come yet.
+    NotYetUploaded,
+    /// The medium has its content already.
+    CannotOverwriteMedia,
     /// No such endpoint.
     Unrecognized,
     /// The endpoint exists, the method does not.

@@ -97,6 +97,12 @@ pub async fn start(config: Config, clock: Clock, sockets: Sockets) -> Result<Run
     }
     let for_push = Arc::clone(&server);
     tasks.spawn(kept_up("push", move || crate::push::follower::run(Arc::clone(&for_push))));
+    for origin in server.config.push.origins() {
+        let server = Arc::clone(&server);
+        tasks.spawn(kept_up("gateway", move || {
+            crate::push::gateways::run(Arc::clone(&server), origin.clone())
+        }));
+    }
     let for_search = Arc::clone(&server);
     tasks.spawn(kept_up("search", move || crate::search::run(Arc::clone(&for_search))));
     let for_tending = Arc::clone(&server);
@@ -403,6 +409,9 @@ async fn tending(server: Arc<Server>) {
         }
         if let Err(error) = crate::rooms::life::tend(&server).await {
             tracing::error!(%error, "what rooms need by themselves could not be done");
+        }
+        if let Err(error) = crate::rooms::delete::tend(&server).await {
+            tracing::error!(%error, "rooms that are to be deleted could not be looked for");
         }
         if minutes % 60 == 1
             && let Err(error) = hourly(&server).await

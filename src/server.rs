@@ -5,7 +5,10 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 use ruma::{OwnedServerName, OwnedUserId, UserId};
 
 use crate::{
-    accounts::{login::Lockout, passwords::Passwords, sessions::Sessions, terminals::Terminals},
+    accounts::{
+        login::Lockout, moderation::Moderation, passwords::Passwords, sessions::Sessions,
+        terminals::Terminals,
+    },
     appservices::Appservices,
     audit::Chain,
     clock::Clock,
@@ -46,6 +49,8 @@ pub struct Server {
     pub lockout: Lockout,
     /// Access tokens.
     pub sessions: Arc<Sessions>,
+    /// Accounts that are suspended or locked.
+    pub moderation: Arc<Moderation>,
     /// Terminals and certificates.
     pub terminals: Arc<Terminals>,
     /// The CA of the terminals.
@@ -154,16 +159,18 @@ impl Server {
                 clock.now_ms(),
             )?);
         }
+        let pushers = Arc::new(Pushers::load(&db).await?);
         let city_user = UserId::parse_with_server_name("city", &name)?;
         let appservices = Appservices::load(&config, &keys, &name)?;
         let server = Arc::new(Self {
             passwords: Passwords::new(config.limits.password_hashes, config.policy.open_profile)?,
             lockout: Lockout::new(config.policy.login_failures_max, config.policy.lockout_minutes),
-            sessions: Arc::new(Sessions::load(&db).await?),
+            sessions: Arc::new(Sessions::load(&db, Arc::clone(&pushers)).await?),
+            moderation: Arc::new(Moderation::load(&db).await?),
             terminals,
             ca: Arc::new(ca),
             appservices,
-            pushers: Arc::new(Pushers::load(&db).await?),
+            pushers,
             sliding: crate::sync::sliding::connection::Connections::default(),
             blobs: Blobs::new(data.join("media")),
             interactive: Mutex::default(),

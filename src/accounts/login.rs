@@ -137,7 +137,10 @@ async fn who_is(server: &Server, attempt: &Attempt, id: &str) -> Result<Option<O
                 Some(known) => terminals::belongs(&mut conn, user_id, known.facility).await?,
                 None => true,
             };
-            account.filter(|a| here && a.status == "active" && a.password_own && a.kind != "appservice")
+            let locked = server.moderation.of(user_id).locked;
+            account.filter(|a| {
+                here && !locked && a.status == "active" && a.password_own && a.kind != "appservice"
+            })
         }
         _ => None,
     };

@@ -5,6 +5,7 @@ pub mod end;
 pub mod enrol;
 pub mod guests;
 pub mod login;
+pub mod moderation;
 pub mod passwords;
 pub mod register;
 pub mod sessions;

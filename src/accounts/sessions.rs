@@ -15,7 +15,11 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     error::Result,
     keys,
-    rooms::{batch::Batch, live::parking::RwLock},
+    push::Pushers,
+    rooms::{
+        batch::Batch,
+        live::parking::{Mutex, RwLock},
+    },
     store::{self, Db, accounts::Session},
 };
 
@@ -32,6 +36,8 @@ pub struct LiveSession {
     pub token_hash: String,
     /// When it was last used (ms).
     pub last_seen: AtomicI64,
+    /// From where it was last used.
+    pub last_address: Mutex<Option<std::net::IpAddr>>,
     /// Requests that may still come at once, in thousandths; see `http::caller`.
     pub allowance: AtomicI64,
     /// When the allowance was last counted (ms).
@@ -44,6 +50,8 @@ pub struct LiveSession {
 #[derive(Default)]
 pub struct Sessions {
     by_hash: RwLock<HashMap<String, Arc<LiveSession>>>,
+    /// What devices set goes with them (C19).
+    pushers: Arc<Pushers>,
 }
 
 /// SHA-256, in hex: how tokens and codes are stored.
@@ -53,9 +61,9 @@ pub fn hash_of(secret: &str) -> String {
 
 impl Sessions {
     /// Reads them all.
-    pub async fn load(db: &Db) -> Result<Self> {
+    pub async fn load(db: &Db, pushers: Arc<Pushers>) -> Result<Self> {
         let mut conn = db.read().await?;
-        let all = Self::default();
+        let all = Self { pushers, ..Self::default() };
         for session in
             store::all!(&mut conn, Session, "SELECT token_hash, user_id, device_id, terminal FROM sessions")?
         {
@@ -71,6 +79,7 @@ impl Sessions {
             terminal: session.terminal,
             token_hash: session.token_hash.clone(),
             last_seen: AtomicI64::new(0),
+            last_address: Mutex::new(None),
             allowance: AtomicI64::new(i64::MAX),
             counted_at: AtomicI64::new(0),
             ended: tokio::sync::watch::Sender::new(false),
@@ -117,6 +126,16 @@ impl Sessions {
             .map(|s| s.last_seen.load(Ordering::Relaxed))
             .max()
             .filter(|at| *at > 0)
+    }
+
+    /// From where a device was last seen since the start.
+    pub fn last_address(&self, user_id: &UserId, device_id: &str) -> Option<std::net::IpAddr> {
+        self.by_hash
+            .read()
+            .values()
+            .filter(|s| s.user_id == user_id && s.device_id == device_id)
+            .max_by_key(|s| s.last_seen.load(Ordering::Relaxed))
+            .and_then(|s| *s.last_address.lock())
     }
 }
 
@@ -191,6 +210,7 @@ pub async fn end_devices(
     let (sessions, user_id) = (Arc::clone(sessions), user_id.to_owned());
     batch.after_commit(move || {
         sessions.drop_where(|s| s.user_id == user_id && devices.contains(&s.device_id));
+        sessions.pushers.remove_of_devices(&user_id, &devices);
     });
     Ok(())
 }

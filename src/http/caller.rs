@@ -11,7 +11,7 @@ use ruma::{OwnedUserId, UserId};
 use super::route::bearer;
 use crate::{
     accounts::{
-        guests,
+        guests, moderation,
         sessions::LiveSession,
         terminals::{Known, Standing},
     },
@@ -169,8 +169,10 @@ fn session(
     if guests::is_guest(&session.user_id) && !guests::may_call(&parts.method, parts.uri.path()) {
         return Err(refuse(Code::GuestAccessForbidden, "Guests may not do this."));
     }
+    moderation::check(server, &session.user_id, &parts.method, parts.uri.path())?;
     let now = server.now();
     session.last_seen.store(now, Ordering::Relaxed);
+    *session.last_address.lock() = Some(peer.address.ip());
     if server.config.policy.rate_limits {
         server.limiter.allow(&session, now, &server.config.limits)?;
     }
@@ -218,6 +220,7 @@ async fn appservice(
         if !account.is_some_and(|account| account.status == "active" && own(&account.kind)) {
             return Err(forbidden("The appservice has not registered this user."));
         }
+        moderation::check(server, &user_id, &parts.method, parts.uri.path())?;
         if server.config.policy.rate_limits && appservice.registration.rate_limited.unwrap_or(true) {
             server.limiter.allow_masqueraded(&user_id, server.now(), &server.config.limits)?;
         }

@@ -19,15 +19,15 @@ use http_body_util::BodyExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::{
     io::AsyncWriteExt as _,
-    sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, Semaphore},
+    sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, Semaphore},
 };
 
 use crate::{
     config::Encryption,
-    error::{Code, Error, Result, refuse},
+    error::{Code, Error, Result, forbidden, refuse},
     rooms::committer::Hint,
     server::Server,
-    store,
+    store::{self, Conn},
 };
 
 pub mod links;
@@ -51,6 +51,8 @@ pub struct Blobs {
     placing: Arc<RwLock<()>>,
     uploads: Arc<Semaphore>,
     thumbnails: Arc<Semaphore>,
+    /// Told when content has come that somebody may wait for.
+    pub(crate) arrived: Notify,
 }
 
 /// The limits of one upload.
@@ -89,6 +91,7 @@ impl Blobs {
             placing: Arc::default(),
             uploads: Arc::new(Semaphore::new(UPLOADS_AT_ONCE)),
             thumbnails: Arc::new(Semaphore::new(THUMBNAILS_AT_ONCE)),
+            arrived: Notify::new(),
         }
     }
 
@@ -258,9 +261,46 @@ impl Drop for Part {
     }
 }
 
+/// Refuses an upload beyond what an account, or the server, keeps (client-server API, `POST /upload`: 403 at a quota).
+pub async fn check_quota(
+    conn: &mut Conn,
+    limits: &crate::config::Limits,
+    user_id: &str,
+    new: Option<(&str, u64)>,
+) -> Result<()> {
+    let number = |n: i64| u64::try_from(n).unwrap_or_default();
+    let (sha256, bytes) = new.unwrap_or(("", 1));
+    let own = limits.media_bytes_per_account;
+    if own > 0 && number(store::media::bytes_of(conn, user_id).await?) + bytes > own {
+        return Err(forbidden(
+            "この利用者IDで保存できるファイルの合計を超えます。不要な投稿を削除するか、市に問い合わせてください。\
+             (The quota for uploads of this account is used up.)",
+        ));
+    }
+    if limits.media_bytes_in_all > 0 {
+        let (sum, known) = store::media::bytes_in_all(conn, sha256).await?;
+        if number(sum) + if known { 0 } else { bytes } > limits.media_bytes_in_all {
+            tracing::warn!("an upload was refused: limits.media_bytes_in_all is used up");
+            return Err(forbidden(
+                "サーバーに保存できるファイルの合計を超えます。市に問い合わせてください。\
+                 (The server's quota for uploads is used up.)",
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Forgets media that no event has shown for 24 hours, and removes the blobs that nothing else uses. To be called now
 /// and then. With encryption allowed nothing is forgotten: encrypted events hide what they show.
 pub async fn expire_unlinked(server: &Arc<Server>) -> Result<usize> {
+    server
+        .commit(Hint::default(), |batch| {
+            Box::pin(async move {
+                let now = batch.now;
+                store::media::expire_pending(batch.sql().await?, now).await
+            })
+        })
+        .await?;
     if server.config.policy.encryption == Encryption::Allowed {
         return Ok(0);
     }
@@ -289,6 +329,18 @@ pub async fn expire_unlinked(server: &Arc<Server>) -> Result<usize> {
             return Ok(total);
         }
     }
+}
+
+/// Removes the file of an upload that was refused at the end, where no other medium is of the same bytes.
+pub async fn drop_unused(server: &Arc<Server>, sha256: &str) -> Result<()> {
+    let alone = server.blobs.alone().await;
+    let asked = sha256.to_owned();
+    let used = server
+        .commit(Hint::default(), |batch| {
+            Box::pin(async move { store::media::is_blob(batch.reading(), &asked).await })
+        })
+        .await?;
+    if used { Ok(()) } else { server.blobs.remove(&alone, sha256).await }
 }
 
 /// Removes files that the database does not know: what a crash between a file and its row, or between a row's end and

@@ -19,10 +19,101 @@ const AHEAD_BYTES: usize = 46 + 65_535;
 
 /// Extensions of programs, scripts, installers, disk images and documents with macros, sorted.
 const PROGRAM_EXTENSIONS: &[&str] = &[
-    "apk", "appx", "bat", "chm", "cmd", "com", "cpl", "deb", "dll", "dmg", "docm", "dotm", "exe", "gadget",
-    "hta", "inf", "iso", "jar", "jnlp", "js", "jse", "lnk", "msc", "msi", "msix", "msp", "mst", "pif", "pkg",
-    "potm", "ppam", "ppsm", "pptm", "ps1", "psd1", "psm1", "reg", "rpm", "scf", "scr", "sct", "sh", "sldm",
-    "sys", "url", "vb", "vbe", "vbs", "vhd", "vhdx", "wsc", "wsf", "wsh", "xlam", "xlsb", "xlsm", "xltm",
+    "accde",
+    "ade",
+    "adp",
+    "apk",
+    "app",
+    "application",
+    "appref-ms",
+    "appx",
+    "bash",
+    "bat",
+    "cab",
+    "chm",
+    "cmd",
+    "com",
+    "command",
+    "cpl",
+    "crx",
+    "csh",
+    "deb",
+    "diagcab",
+    "dll",
+    "dmg",
+    "docm",
+    "dotm",
+    "exe",
+    "gadget",
+    "hlp",
+    "hta",
+    "img",
+    "inf",
+    "iqy",
+    "iso",
+    "jar",
+    "jnlp",
+    "js",
+    "jse",
+    "ksh",
+    "library-ms",
+    "lnk",
+    "mde",
+    "msc",
+    "msi",
+    "msix",
+    "msp",
+    "mst",
+    "msu",
+    "ocx",
+    "oxt",
+    "pif",
+    "pkg",
+    "pl",
+    "potm",
+    "ppa",
+    "ppam",
+    "ppsm",
+    "pptm",
+    "ps1",
+    "psd1",
+    "psm1",
+    "py",
+    "pyc",
+    "pyw",
+    "pyz",
+    "reg",
+    "rpm",
+    "scf",
+    "scr",
+    "sct",
+    "search-ms",
+    "settingcontent-ms",
+    "sh",
+    "sldm",
+    "slk",
+    "sys",
+    "udf",
+    "url",
+    "vb",
+    "vbe",
+    "vbs",
+    "vhd",
+    "vhdx",
+    "website",
+    "ws",
+    "wsc",
+    "wsf",
+    "wsh",
+    "xbap",
+    "xla",
+    "xlam",
+    "xll",
+    "xlsb",
+    "xlsm",
+    "xltm",
+    "xpi",
+    "zsh",
 ];
 
 /// Checks an upload and says its content type. `declared` is the request's `Content-Type`.
@@ -257,6 +348,10 @@ fn is_program(head: &[u8]) -> bool {
         || starts(b"dex\n0")
         || starts(b"\0asm")
         || starts(b"ITSF")
+        // Cabinets, and disk images that Windows mounts (MS-CAB, MS-VHDX, VHD).
+        || starts(b"MSCF\0\0\0\0")
+        || starts(b"vhdxfile")
+        || starts(b"conectix")
     {
         return true;
     }
@@ -265,12 +360,12 @@ fn is_program(head: &[u8]) -> bool {
     begins(b"#!") || begins(b"@echo off") || begins(b"[InternetShortcut]") || begins(b"<hta:application")
 }
 
-/// ISO 9660: the first volume descriptor is in sector 16.
+/// ISO 9660 and UDF: the first volume descriptor is in sector 16.
 fn is_disk_image<R: Read + Seek>(file: &mut R) -> Result<bool> {
     file.seek(SeekFrom::Start(0x8001))?;
     let mut mark = Vec::new();
     file.by_ref().take(5).read_to_end(&mut mark)?;
-    Ok(mark == b"CD001")
+    Ok(mark == b"CD001" || mark == b"BEA01")
 }
 
 enum Container {

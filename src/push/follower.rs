@@ -34,7 +34,7 @@ use crate::{
 /// The cursor's name.
 const NAME: &str = "push";
 /// Events read at once.
-const CHUNK: usize = 200;
+pub(super) const CHUNK: usize = 200;
 /// Positions that the durable cursor may lag behind while nothing is told.
 const LAG_MAX: i64 = 1_000;
 /// The longest wait between two tries.
@@ -44,7 +44,7 @@ const ANSWER_BYTES_MAX: usize = 65_536;
 
 /// Runs until the server stops.
 pub async fn run(server: Arc<Server>) {
-    let cursor = Cursor::default();
+    let cursor = Cursor::new(NAME.to_owned());
     let mut stopping = server.stopping.subscribe();
     tokio::select! {
         () = follow(&server, &cursor) => {}
@@ -55,20 +55,25 @@ pub async fn run(server: Arc<Server>) {
     }
 }
 
-/// How far the follower has come.
-#[derive(Debug, Default)]
-struct Cursor {
-    at: AtomicI64,
+/// How far a follower has come.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    name: String,
+    pub(super) at: AtomicI64,
     saved: AtomicI64,
 }
 
 impl Cursor {
-    /// The stored place; at the very first start the present, for nobody waits for old mail.
-    async fn begin(&self, server: &Server) -> Result<()> {
+    pub(super) fn new(name: String) -> Self {
+        Self { name, at: AtomicI64::new(0), saved: AtomicI64::new(0) }
+    }
+
+    /// The stored place; at the very first start the present, for nobody waits for what is old.
+    pub(super) async fn begin(&self, server: &Server) -> Result<()> {
         let present = server.live.position();
         let stored = {
             let mut conn = server.db.read().await?;
-            store::meta::follower(&mut conn, NAME).await?
+            store::meta::follower(&mut conn, &self.name).await?
         };
         self.at.store(stored.unwrap_or(present).min(present), Ordering::Relaxed);
         // Below every position: the first start's place is saved.
@@ -76,14 +81,24 @@ impl Cursor {
         if stored.is_none() { self.save(server).await } else { Ok(()) }
     }
 
-    async fn save(&self, server: &Server) -> Result<()> {
+    /// Comes to a place; written at once where something was told on the way.
+    pub(super) async fn advance(&self, server: &Server, to: i64, told: bool) -> Result<()> {
+        self.at.store(to, Ordering::Relaxed);
+        if told || to - self.saved.load(Ordering::Relaxed) >= LAG_MAX {
+            return self.save(server).await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn save(&self, server: &Server) -> Result<()> {
         let at = self.at.load(Ordering::Relaxed);
         if at == self.saved.load(Ordering::Relaxed) {
             return Ok(());
         }
+        let name = self.name.clone();
         server
             .commit(Hint::default(), move |batch| {
-                Box::pin(async move { store::meta::move_follower(batch.sql().await?, NAME, at).await })
+                Box::pin(async move { store::meta::move_follower(batch.sql().await?, &name, at).await })
             })
             .await?;
         self.saved.store(at, Ordering::Relaxed);
@@ -148,10 +163,7 @@ async fn step(server: &Arc<Server>, bridge: &Bridge, cursor: &Cursor) -> Result<
                 told |= tell(server, bridge, event).await?;
             }
         }
-        cursor.at.store(end, Ordering::Relaxed);
-        if told || end - cursor.saved.load(Ordering::Relaxed) >= LAG_MAX {
-            cursor.save(server).await?;
-        }
+        cursor.advance(server, end, told).await?;
     }
     while let Some((user, room_id)) = server.pushers.next_read() {
         if server.config.mail.enabled
@@ -185,7 +197,7 @@ async fn tell(server: &Arc<Server>, bridge: &Bridge, event: &Event) -> Result<bo
         direct: view.row.kind == "direct",
     };
     let mut told = false;
-    for user in targets(server, &view, event) {
+    for user in targets(&view, event, |user| server.pushers.has(user) && !server.moderation.of(user).locked) {
         let ignored = ignored::by(server, &user).await?;
         if ignored.hides(event) || event.membership.is_some() && ignored.contains(&event.sender) {
             continue;
@@ -211,7 +223,7 @@ async fn tell(server: &Arc<Server>, bridge: &Bridge, event: &Event) -> Result<bo
 }
 
 /// The members with a pusher who may be told of an event: those who are joined, and whoever it invites.
-fn targets(server: &Server, view: &RoomView, event: &Event) -> Vec<OwnedUserId> {
+pub(super) fn targets(view: &RoomView, event: &Event, has: impl Fn(&UserId) -> bool) -> Vec<OwnedUserId> {
     view.state
         .of_type(&StateEventType::RoomMember)
         .filter_map(|member| {
@@ -221,13 +233,13 @@ fn targets(server: &Server, view: &RoomView, event: &Event) -> Vec<OwnedUserId> 
                 Some("invite") => concerns(event, user),
                 _ => false,
             };
-            (may && *user != *event.sender && server.pushers.has(user)).then(|| user.to_owned())
+            (may && *user != *event.sender && has(user)).then(|| user.to_owned())
         })
         .collect()
 }
 
 /// Whether the user knows already: the follower may be behind.
-fn is_stale(room: &LiveRoom, view: &RoomView, event: &Event, user: &UserId, scope: Scope) -> bool {
+pub(super) fn is_stale(room: &LiveRoom, view: &RoomView, event: &Event, user: &UserId, scope: Scope) -> bool {
     if scope == Scope::Invite {
         return view.state.membership(user).as_str() != "invite";
     }
@@ -390,7 +402,7 @@ impl Bridge {
 }
 
 /// Reads the answer's `rejected`, within a limit.
-async fn rejected(mut answer: reqwest::Response) -> Result<Vec<String>> {
+pub(super) async fn rejected(mut answer: reqwest::Response) -> Result<Vec<String>> {
     #[derive(Deserialize)]
     struct Body {
         #[serde(default)]
@@ -407,7 +419,7 @@ async fn rejected(mut answer: reqwest::Response) -> Result<Vec<String>> {
 }
 
 /// The address refuses for good: its pusher goes, and the log says so.
-async fn remove_rejected(server: &Arc<Server>, user: &UserId, pusher: &Pusher) -> Result<()> {
+pub(super) async fn remove_rejected(server: &Arc<Server>, user: &UserId, pusher: &Pusher) -> Result<()> {
     let (pushers, pusher, user) = (Arc::clone(&server.pushers), pusher.clone(), user.to_owned());
     let now = server.now();
     server
@@ -431,7 +443,7 @@ async fn remove_rejected(server: &Arc<Server>, user: &UserId, pusher: &Pusher) -
 }
 
 /// Waits twice as long each time, with jitter, up to a ceiling.
-struct Backoff(Duration);
+pub(super) struct Backoff(Duration);
 
 impl Default for Backoff {
     fn default() -> Self {
@@ -440,7 +452,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    async fn pause(&mut self) {
+    pub(super) async fn pause(&mut self) {
         let wait = jittered(self.0);
         self.0 = (self.0 * 2).min(WAIT_MAX);
         tokio::time::sleep(wait).await;

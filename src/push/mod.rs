@@ -1,7 +1,9 @@
-//! Push: rules, unread counts, pushers, and the follower that hands notifications to the e-mail bridge (DESIGN 18).
+//! Push: rules, unread counts, pushers, the follower that hands notifications to the e-mail bridge, and one for each
+//! push gateway (DESIGN 18).
 
 pub mod counts;
 pub mod follower;
+pub mod gateways;
 pub mod rules;
 
 use std::collections::{BTreeSet, HashMap};
@@ -30,6 +32,10 @@ pub struct Pushers {
     reads: Mutex<BTreeSet<(OwnedUserId, OwnedRoomId)>>,
     /// Told when a room was read by someone with a pusher.
     pub(crate) read_waits: Notify,
+    /// Whose counts a gateway shows may have fallen: (its origin, the user).
+    counts_fell: Mutex<BTreeSet<(String, OwnedUserId)>>,
+    /// Told when something was put there.
+    pub(crate) count_waits: Notify,
     /// Held while rules are read, changed and written back: two changes at once both stay.
     pub(crate) changing_rules: tokio::sync::Mutex<()>,
 }
@@ -109,15 +115,50 @@ impl Pushers {
 
     /// A user's receipt in a room has moved (called after the commit): mail not yet sent may be cancelled.
     pub fn read(&self, user: &UserId, room_id: &RoomId) {
-        if !self.has(user) {
-            return;
+        let own = self.of(user);
+        let gateways: Vec<String> = own.iter().filter_map(gateways::origin).collect();
+        if own.len() > gateways.len() {
+            let mut reads = self.reads.lock();
+            if reads.len() < READS_MAX {
+                reads.insert((user.to_owned(), room_id.to_owned()));
+            }
+            drop(reads);
+            self.read_waits.notify_one();
         }
-        let mut reads = self.reads.lock();
-        if reads.len() < READS_MAX {
-            reads.insert((user.to_owned(), room_id.to_owned()));
+        if !gateways.is_empty() {
+            let mut fell = self.counts_fell.lock();
+            for gateway in gateways {
+                if fell.len() < READS_MAX {
+                    fell.insert((gateway, user.to_owned()));
+                }
+            }
+            drop(fell);
+            self.count_waits.notify_waiters();
         }
-        drop(reads);
-        self.read_waits.notify_one();
+    }
+
+    /// Whose counts a gateway shows may have fallen since this was last asked.
+    pub(crate) fn take_counts_fell(&self, gateway: &str) -> Vec<OwnedUserId> {
+        let mut taken = Vec::new();
+        self.counts_fell.lock().retain(|(of, user)| {
+            let goes = of == gateway;
+            if goes {
+                taken.push(user.clone());
+            }
+            !goes
+        });
+        taken
+    }
+
+    /// Removes the pushers that these devices of a user set.
+    pub fn remove_of_devices(&self, user: &UserId, devices: &[String]) {
+        let mut all = self.by_user.write();
+        if let Some(own) = all.get_mut(user) {
+            own.retain(|p| p.device_id.as_ref().is_none_or(|device| !devices.contains(device)));
+            if own.is_empty() {
+                all.remove(user);
+            }
+        }
     }
 
     /// The next room that was read.
@@ -248,7 +289,7 @@ pub struct Setting {
     #[serde(default)]
     pub lang: String,
     #[serde(default)]
-    data: serde_json::Map<String, serde_json::Value>,
+    pub(crate) data: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Setting {
@@ -285,6 +326,8 @@ mod tests {
             pushkey: key.to_owned(),
             id: key.to_owned(),
             pusher: json.to_owned(),
+            device_id: Some("D".to_owned()),
+            created_at: 0,
         }
     }
 
@@ -309,6 +352,11 @@ mod tests {
         pushers.replace(b, vec![pusher("@b:example.jp", "y@example.jp", "{}")]);
         assert!(pushers.has(b));
         pushers.forget(b);
+        assert!(pushers.is_empty());
+        pushers.set(pusher("@b:example.jp", "z@example.jp", "{}"));
+        pushers.remove_of_devices(b, &["OTHER".to_owned()]);
+        assert!(pushers.has(b));
+        pushers.remove_of_devices(b, &["D".to_owned()]);
         assert!(pushers.is_empty());
     }
 

@@ -235,7 +235,14 @@ impl Batch {
         let content: serde_json::Value = serde_json::from_str(event.content.get())?;
         let server_name = self.signer.server_name.clone();
         for media_id in crate::media::links::media_ids(&content, &server_name) {
-            let Some(medium) = store::media::medium(&mut self.conn, &media_id).await? else { continue };
+            let Some(medium) = store::media::medium(&mut self.conn, &media_id).await? else {
+                // An id that waits for its content is its owner's to show.
+                let waits = store::media::pending(&mut self.conn, &media_id).await?;
+                if waits.is_some_and(|(owner, until)| owner == event.sender && until > self.now) {
+                    self.link_media(&media_id, event.room_id.as_str(), event.event_id.as_str());
+                }
+                continue;
+            };
             let readable = medium.user_id == event.sender
                 || store::media::links(&mut self.conn, &media_id).await?.iter().any(|(room_id, _)| {
                     <&RoomId>::try_from(room_id.as_str())

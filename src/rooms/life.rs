@@ -400,26 +400,8 @@ async fn purge_some(
     if purge.finished_at.is_some() {
         return Ok((purge, Vec::new()));
     }
-    let events = store::life::event_ids(batch.reading(), room_id, 0, PURGE_CHUNK).await?;
-    let mut shown: Vec<String> = Vec::new();
-    for (media_id, event_id) in store::life::media_of_room(batch.reading(), room_id).await? {
-        if events.is_empty() || events.iter().any(|(_, id)| *id == event_id) {
-            shown.push(media_id);
-        }
-    }
-    shown.dedup();
-    let conn = batch.sql().await?;
-    store::life::delete_events(conn, &events).await?;
-    if events.is_empty() {
-        store::life::delete_rest(conn, room_id).await?;
-    }
-    let mut blobs = Vec::new();
-    for media_id in &shown {
-        if store::media::links(conn, media_id).await?.is_empty() {
-            blobs.extend(store::media::delete(conn, media_id).await?);
-        }
-    }
-    if !events.is_empty() {
+    let (rows_gone, blobs) = delete_some(batch, room_id).await?;
+    if !rows_gone {
         return Ok((purge, blobs));
     }
     let now = batch.now;
@@ -465,6 +447,31 @@ async fn purge_some(
     let id = room_id.to_owned();
     batch.after_commit(move || live.drop_room(&id));
     Ok((purge, blobs))
+}
+
+/// Deletes the next events of a room with all that hangs on them, and what is left when there are none: whether nothing
+/// is left, and the blobs whose files may go when this is committed.
+pub(super) async fn delete_some(batch: &mut Batch, room_id: &RoomId) -> Result<(bool, Vec<String>)> {
+    let events = store::life::event_ids(batch.reading(), room_id, 0, PURGE_CHUNK).await?;
+    let mut shown: Vec<String> = Vec::new();
+    for (media_id, event_id) in store::life::media_of_room(batch.reading(), room_id).await? {
+        if events.is_empty() || events.iter().any(|(_, id)| *id == event_id) {
+            shown.push(media_id);
+        }
+    }
+    shown.dedup();
+    let conn = batch.sql().await?;
+    store::life::delete_events(conn, &events).await?;
+    if events.is_empty() {
+        store::life::delete_rest(conn, room_id).await?;
+    }
+    let mut blobs = Vec::new();
+    for media_id in &shown {
+        if store::media::links(conn, media_id).await?.is_empty() {
+            blobs.extend(store::media::delete(conn, media_id).await?);
+        }
+    }
+    Ok((events.is_empty(), blobs))
 }
 
 /// What a room is for, as people read it.

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod city;
 pub mod committer;
 pub mod create;
+pub mod delete;
 pub mod effects;
 pub mod history;
 pub mod ignored;

@@ -192,6 +192,23 @@ pub async fn password_history(conn: &mut Conn, user_id: &str, limit: i64) -> Res
     .collect())
 }
 
+/// Whether an account of the open profile was registered as an administrator's.
+pub async fn is_admin(conn: &mut Conn, user_id: &str) -> Result<bool> {
+    Ok(one!(
+        conn,
+        (String,),
+        "SELECT user_id FROM accounts WHERE user_id = $1 AND admin = TRUE AND status <> 'ended'",
+        user_id
+    )?
+    .is_some())
+}
+
+/// Makes an account of the open profile an administrator's, or no longer.
+pub async fn set_admin(conn: &mut Conn, user_id: &str, admin: bool) -> Result<()> {
+    run!(conn, "UPDATE accounts SET admin = $2 WHERE user_id = $1", user_id, admin)?;
+    Ok(())
+}
+
 /// Sets an account's status.
 pub async fn set_status(conn: &mut Conn, user_id: &str, status: &str, now: i64) -> Result<()> {
     run!(

@@ -47,6 +47,81 @@ pub async fn insert(conn: &mut Conn, medium: &Medium, now: i64) -> Result<()> {
     Ok(())
 }
 
+/// A media id that waits for its content: (whose, until when).
+pub async fn pending(conn: &mut Conn, media_id: &str) -> Result<Option<(String, i64)>> {
+    one!(conn, (String, i64), "SELECT user_id, expires_at FROM media_pending WHERE media_id = $1", media_id)
+}
+
+/// How many media ids of a user wait for their content.
+pub async fn pending_of(conn: &mut Conn, user_id: &str, now: i64) -> Result<i64> {
+    Ok(one!(
+        conn,
+        (i64,),
+        "SELECT COUNT(*) FROM media_pending WHERE user_id = $1 AND expires_at > $2",
+        user_id,
+        now
+    )?
+    .map_or(0, |(n,)| n))
+}
+
+/// Gives out a media id that waits for its content.
+pub async fn put_pending(
+    conn: &mut Conn,
+    media_id: &str,
+    user_id: &str,
+    now: i64,
+    expires_at: i64,
+) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO media_pending (media_id, user_id, created_at, expires_at) VALUES ($1, $2, $3, $4)",
+        media_id,
+        user_id,
+        now,
+        expires_at
+    )?;
+    Ok(())
+}
+
+/// The content of a waiting media id has come; false where it waits no more.
+pub async fn take_pending(conn: &mut Conn, media_id: &str, now: i64) -> Result<bool> {
+    Ok(run!(conn, "DELETE FROM media_pending WHERE media_id = $1 AND expires_at > $2", media_id, now)? == 1)
+}
+
+/// Forgets media ids whose content did not come, with the links that events have made to them.
+pub async fn expire_pending(conn: &mut Conn, now: i64) -> Result<()> {
+    run!(
+        conn,
+        "DELETE FROM media_links WHERE media_id IN (SELECT media_id FROM media_pending WHERE expires_at <= $1)",
+        now
+    )?;
+    run!(conn, "DELETE FROM media_pending WHERE expires_at <= $1", now)?;
+    Ok(())
+}
+
+/// Bytes of all media of a user.
+pub async fn bytes_of(conn: &mut Conn, user_id: &str) -> Result<i64> {
+    Ok(one!(
+        conn,
+        (i64,),
+        "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM media WHERE user_id = $1",
+        user_id
+    )?
+    .map_or(0, |(n,)| n))
+}
+
+/// Bytes of all blobs, and whether this one is among them.
+pub async fn bytes_in_all(conn: &mut Conn, sha256: &str) -> Result<(i64, bool)> {
+    let sum =
+        one!(conn, (i64,), "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM blobs")?.map_or(0, |(n,)| n);
+    Ok((sum, is_blob(conn, sha256).await?))
+}
+
+/// Whether a medium is of these bytes.
+pub async fn is_blob(conn: &mut Conn, sha256: &str) -> Result<bool> {
+    Ok(one!(conn, (i64,), "SELECT bytes FROM blobs WHERE sha256 = $1", sha256)?.is_some())
+}
+
 /// A medium by its id.
 pub async fn medium(conn: &mut Conn, media_id: &str) -> Result<Option<Medium>> {
     one!(

@@ -21,13 +21,16 @@ use sqlx::{
 use crate::error::{Error, Result};
 
 pub mod accounts;
+pub mod admin;
 pub mod appservices;
 pub mod audit;
+pub mod deletions;
 pub mod events;
 pub mod keys;
 pub mod life;
 pub mod media;
 pub mod meta;
+pub mod moderation;
 pub mod personal;
 pub mod push;
 pub mod relations;

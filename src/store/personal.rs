@@ -175,7 +175,7 @@ pub async fn rename_device(
     )? > 0)
 }
 
-/// Ends a device: its sessions, keys and messages go with it. Tells whether it had keys.
+/// Ends a device: its sessions, keys, messages and pushers go with it. Tells whether it had keys.
 pub async fn delete_device(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<bool> {
     run!(conn, "DELETE FROM sessions WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     let had_keys =
@@ -186,6 +186,7 @@ pub async fn delete_device(conn: &mut Conn, user_id: &str, device_id: &str) -> R
     run!(conn, "DELETE FROM fallback_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM devices WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
+    super::push::delete_of_device(conn, user_id, device_id).await?;
     Ok(had_keys)
 }
 

@@ -16,11 +16,15 @@ pub struct Pusher {
     pub id: String,
     /// The pusher as the client set it, as JSON.
     pub pusher: String,
+    /// The device that set it and with which it goes; none for e-mail.
+    pub device_id: Option<String>,
+    /// When it was first set, in milliseconds.
+    pub created_at: i64,
 }
 
 /// All pushers: few per account, kept in memory by the push follower.
 pub async fn all_pushers(conn: &mut Conn) -> Result<Vec<Pusher>> {
-    all!(conn, Pusher, "SELECT user_id, app_id, pushkey, id, pusher FROM pushers")
+    all!(conn, Pusher, "SELECT user_id, app_id, pushkey, id, pusher, device_id, created_at FROM pushers")
 }
 
 /// A user's pushers.
@@ -28,23 +32,26 @@ pub async fn pushers(conn: &mut Conn, user_id: &str) -> Result<Vec<Pusher>> {
     all!(
         conn,
         Pusher,
-        "SELECT user_id, app_id, pushkey, id, pusher FROM pushers WHERE user_id = $1 ORDER BY created_at",
+        "SELECT user_id, app_id, pushkey, id, pusher, device_id, created_at FROM pushers WHERE user_id = $1 \
+         ORDER BY created_at",
         user_id
     )
 }
 
 /// Sets a pusher.
-pub async fn put(conn: &mut Conn, pusher: &Pusher, now: i64) -> Result<()> {
+pub async fn put(conn: &mut Conn, pusher: &Pusher) -> Result<()> {
     run!(
         conn,
-        "INSERT INTO pushers (user_id, app_id, pushkey, id, pusher, created_at) VALUES ($1, $2, $3, $4, $5, $6) \
-         ON CONFLICT (user_id, app_id, pushkey) DO UPDATE SET pusher = excluded.pusher",
+        "INSERT INTO pushers (user_id, app_id, pushkey, id, pusher, device_id, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (user_id, app_id, pushkey) \
+         DO UPDATE SET pusher = excluded.pusher, device_id = excluded.device_id",
         &pusher.user_id,
         &pusher.app_id,
         &pusher.pushkey,
         &pusher.id,
         &pusher.pusher,
-        now
+        &pusher.device_id,
+        pusher.created_at
     )?;
     Ok(())
 }
@@ -71,6 +78,28 @@ pub async fn delete_of_others(conn: &mut Conn, user_id: &str, app_id: &str, push
         pushkey
     )?;
     Ok(())
+}
+
+/// Removes the pushers that a device set.
+pub async fn delete_of_device(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<()> {
+    run!(conn, "DELETE FROM pushers WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
+    Ok(())
+}
+
+/// Joined rooms of a user in which something is newer than their newest receipt for the whole room.
+pub async fn unread_rooms(conn: &mut Conn, user_id: &str) -> Result<Vec<String>> {
+    Ok(all!(
+        conn,
+        (String,),
+        "SELECT m.room_id FROM memberships m JOIN rooms r ON r.room_id = m.room_id \
+         WHERE m.user_id = $1 AND m.membership = 'join' AND r.last_position > \
+         COALESCE((SELECT MAX(c.event_order) FROM receipts c \
+         WHERE c.room_id = m.room_id AND c.user_id = $1 AND c.thread = ''), 0)",
+        user_id
+    )?
+    .into_iter()
+    .map(|(id,)| id)
+    .collect())
 }
 
 /// Removes all pushers of a user.

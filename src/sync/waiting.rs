@@ -2,12 +2,14 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use ruma::OwnedUserId;
 use tokio::{
     sync::{futures::Notified, watch},
     time::Instant,
 };
 
 use crate::{
+    accounts::moderation,
     error::{Code, Result, refuse},
     http::caller::Requester,
     server::Server,
@@ -18,6 +20,8 @@ const WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// A sync that waits.
 pub struct Waiting {
+    server: Arc<Server>,
+    user_id: OwnedUserId,
     deadline: Instant,
     stopping: watch::Receiver<bool>,
     ended: Option<watch::Receiver<bool>>,
@@ -28,6 +32,8 @@ impl Waiting {
     /// Begins to count.
     pub fn new(server: &Arc<Server>, who: &Requester, timeout: Duration) -> Self {
         Self {
+            server: Arc::clone(server),
+            user_id: who.user_id.clone(),
             deadline: Instant::now() + timeout.min(WAIT_MAX),
             stopping: server.stopping.subscribe(),
             ended: who.session.as_ref().map(|session| session.ended.subscribe()),
@@ -40,7 +46,7 @@ impl Waiting {
         self.stopped || Instant::now() >= self.deadline
     }
 
-    /// Waits for a wake-up or the end; an error where the session has ended.
+    /// Waits for a wake-up or the end; an error where the session has ended or the account is locked.
     pub async fn wait(&mut self, wake: &mut Pin<&mut Notified<'_>>) -> Result<()> {
         tokio::select! {
             () = wake.as_mut() => {}
@@ -49,6 +55,9 @@ impl Waiting {
             () = session_ended(&mut self.ended) => {
                 return Err(refuse(Code::UnknownToken { soft_logout: false }, "This session has ended: please log in."));
             }
+        }
+        if self.server.moderation.of(&self.user_id).locked {
+            return Err(moderation::locked());
         }
         Ok(())
     }

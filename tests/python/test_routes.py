@@ -85,6 +85,7 @@ class Asker:
             "device_id": "NONE", "receipt_type": "m.read", "rel_type": "m.thread", "type": "jp.example.x", "tag": "m.favourite",
             "filterId": "0", "serverName": server_name, "mediaId": media_id, "fileName": "photo.png", "kind": "override",
             "rule_id": "x", "keyName": "displayname", "protocol": "x", "appserviceId": "city", "terminal": "1",
+            "deviceId": "NONE", "deleteId": "NONE",
         }
         return re.sub(r"\{(\w+)\}", lambda found: quote(values[found[1]]), template)
 
@@ -93,6 +94,7 @@ class Asker:
             return None
         tail = template.rsplit("/v3/", 1)[-1].rsplit("/r0/", 1)[-1]
         for end, body in {
+            "/admin/lock/{user_id}": {"locked": True}, "/admin/suspend/{user_id}": {"suspended": True},
             "/invite": {"user_id": self.outsider.user_id}, "/kick": {"user_id": self.member.user_id},
             "/ban": {"user_id": self.member.user_id}, "/unban": {"user_id": self.member.user_id},
             "/read_markers": {"m.fully_read": self.event}, "{eventType}": {"topic": "x"}, "{eventType}/": {"topic": "x"},

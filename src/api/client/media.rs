@@ -3,7 +3,7 @@
 
 use std::{
     io::SeekFrom,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::io::{AsyncRead as _, AsyncSeekExt as _, ReadBuf};
 
 use crate::{
-    error::{Code, Error, Result, invalid, not_found, refuse},
+    error::{Code, Error, Result, forbidden, invalid, not_found, refuse},
     http::{
         caller::{self, Requester},
         route::{Answer, Call, Routes},
@@ -41,10 +41,15 @@ const CHUNK_BYTES: usize = 64 << 10;
 const SANDBOX: &str = "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; \
                        style-src 'unsafe-inline'; object-src 'self';";
 
+/// A medium never changes, and belongs in nobody's shared cache.
+const CACHE: &str = "private, max-age=31536000, immutable";
+
 /// The endpoints.
 pub fn routes(routes: Routes) -> Routes {
     routes
         .at(Method::POST, "/_matrix/media/v3/upload", upload)
+        .at(Method::POST, "/_matrix/media/v1/create", create)
+        .at(Method::PUT, "/_matrix/media/v3/upload/{serverName}/{mediaId}", upload_later)
         .at(Method::GET, "/_matrix/client/v1/media/config", config)
         .at(Method::GET, "/_matrix/media/v3/config", config)
         .at(Method::GET, "/_matrix/client/v1/media/download/{serverName}/{mediaId}", download)
@@ -57,18 +62,102 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::GET, "/_matrix/media/v3/thumbnail/{serverName}/{mediaId}", frozen)
 }
 
+/// How long somebody waits for content that has not come yet: where they say nothing, and at most.
+const NOT_YET_DEFAULT: Duration = Duration::from_secs(20);
+const NOT_YET_MAX: Duration = Duration::from_secs(60);
 /// Uploads of one person that no message shows yet.
 const UNLINKED_MAX: i64 = 100;
 
 /// `POST /_matrix/media/v3/upload`: the body goes to the disk while it arrives.
-async fn upload(server: Arc<Server>, mut call: Call) -> Result<Answer> {
+async fn upload(server: Arc<Server>, call: Call) -> Result<Answer> {
     let requester = caller::requester(&server, &call.parts).await?;
-    let waiting = store::media::unlinked_of(&mut server.db.read().await?, requester.user_id.as_str()).await?;
-    if waiting >= UNLINKED_MAX {
-        return Err(refuse(
-            Code::LimitExceeded { retry_after_ms: 3_600_000 },
-            "Too many uploads that no message shows: please send or wait.",
-        ));
+    let media_id = crate::clock::random_token(24);
+    let uri = format!("mxc://{}/{media_id}", server.name);
+    receive(server, requester, call, media_id, false).await?;
+    Ok(json!({"content_uri": uri}).into())
+}
+
+/// `POST /_matrix/media/v1/create`: an id now, the content later (MSC2246).
+async fn create(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let requester = caller::requester(&server, &call.parts).await?;
+    call.body(&server).await?;
+    let media_id = crate::clock::random_token(24);
+    let uri = format!("mxc://{}/{media_id}", server.name);
+    let max = i64::from(server.config.limits.pending_uploads);
+    let lasts = i64::try_from(server.config.limits.pending_upload_seconds).unwrap_or(i64::MAX / 4096);
+    let expires_at = server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                let (now, user_id) = (batch.now, requester.user_id.as_str());
+                if store::media::pending_of(batch.reading(), user_id, now).await? >= max {
+                    return Err(refuse(
+                        Code::LimitExceeded { retry_after_ms: 60_000 },
+                        "Too many uploads were begun and not finished: please finish them or wait.",
+                    ));
+                }
+                let expires_at = now + lasts * 1000;
+                store::media::put_pending(batch.sql().await?, &media_id, user_id, now, expires_at).await?;
+                Ok(expires_at)
+            })
+        })
+        .await?;
+    Ok(json!({"content_uri": uri, "unused_expires_at": expires_at}).into())
+}
+
+/// `PUT /_matrix/media/v3/upload/{serverName}/{mediaId}`: once, by whoever has the id.
+async fn upload_later(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let requester = caller::requester(&server, &call.parts).await?;
+    let media_id = call.arg(1).to_owned();
+    let unknown = || not_found("There is no such media id that waits for its content.");
+    if call.arg(0) != server.name.as_str() || !links::is_media_id(&media_id) {
+        return Err(unknown());
+    }
+    {
+        let mut conn = server.db.read().await?;
+        match store::media::pending(&mut conn, &media_id).await? {
+            Some((owner, _)) if owner != requester.user_id.as_str() => {
+                return Err(forbidden("Only whoever got this media id may upload to it."));
+            }
+            Some((_, until)) if until > server.now() => {}
+            Some(_) => return Err(unknown()),
+            None => {
+                let known = store::media::medium(&mut conn, &media_id).await?;
+                // Of others' media nobody learns whether they are there.
+                return Err(match known.filter(|medium| medium.user_id == requester.user_id.as_str()) {
+                    Some(_) => overwrites(),
+                    None => unknown(),
+                });
+            }
+        }
+    }
+    receive(Arc::clone(&server), requester, call, media_id, true).await?;
+    server.blobs.arrived.notify_waiters();
+    Ok(json!({}).into())
+}
+
+fn overwrites() -> Error {
+    refuse(Code::CannotOverwriteMedia, "This media id has its content already.")
+}
+
+/// Receives a body, and records it under a media id; one that waited is used up in the same unit.
+async fn receive(
+    server: Arc<Server>,
+    requester: Requester,
+    mut call: Call,
+    media_id: String,
+    waited: bool,
+) -> Result<()> {
+    {
+        let mut conn = server.db.read().await?;
+        let unlinked = store::media::unlinked_of(&mut conn, requester.user_id.as_str()).await?;
+        if unlinked >= UNLINKED_MAX {
+            return Err(refuse(
+                Code::LimitExceeded { retry_after_ms: 3_600_000 },
+                "Too many uploads that no message shows: please send or wait.",
+            ));
+        }
+        // Before the body, so that nothing is sent in vain; and again in the unit, where it counts.
+        media::check_quota(&mut conn, &server.config.limits, requester.user_id.as_str(), None).await?;
     }
     let file_name = call.query("filename").filter(|name| !name.is_empty());
     let body = call.take_body().unwrap_or_default();
@@ -90,8 +179,6 @@ async fn upload(server: Arc<Server>, mut call: Call) -> Result<Answer> {
         .blobs
         .put_stream(body, limits, move |file| sniff::examine(file, declared.as_deref(), named.as_deref()))
         .await?;
-    let media_id = crate::clock::random_token(24);
-    let uri = format!("mxc://{}/{media_id}", server.name);
     let medium = Medium {
         media_id,
         user_id: requester.user_id.to_string(),
@@ -100,17 +187,28 @@ async fn upload(server: Arc<Server>, mut call: Call) -> Result<Answer> {
         file_name,
         bytes: i64::try_from(stored.bytes).map_err(|_| media::too_large(bytes_max))?,
     };
-    server
+    let (limits, bytes) = (server.config.limits.clone(), stored.bytes);
+    let recorded = server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 let now = batch.now;
-                store::media::insert(batch.sql().await?, &medium, now).await
+                let new = Some((medium.sha256.as_str(), bytes));
+                media::check_quota(batch.reading(), &limits, &medium.user_id, new).await?;
+                let conn = batch.sql().await?;
+                if waited && !store::media::take_pending(conn, &medium.media_id, now).await? {
+                    return Err(overwrites());
+                }
+                store::media::insert(conn, &medium, now).await
             })
         })
-        .await?;
+        .await;
+    let sha256 = stored.sha256.clone();
     // Until here the blob could not be removed as one that nothing uses.
     drop(stored);
-    Ok(json!({"content_uri": uri}).into())
+    if recorded.is_err() {
+        media::drop_unused(&server, &sha256).await?;
+    }
+    recorded
 }
 
 /// `GET …/media/config`.
@@ -123,7 +221,8 @@ async fn config(server: Arc<Server>, call: Call) -> Result<Answer> {
 async fn download(server: Arc<Server>, call: Call) -> Result<Answer> {
     let Call { parts, args, .. } = call;
     let requester = caller::requester(&server, &parts).await?;
-    let medium = readable(&server, &requester, &args).await?;
+    let wait = wait_of(&parts)?;
+    let medium = readable(&server, &requester, &args, wait).await?;
     // The name in the path is the client's wish: it must not turn a file into a program.
     let wished = args
         .into_iter()
@@ -137,7 +236,8 @@ async fn thumbnail(server: Arc<Server>, call: Call) -> Result<Answer> {
     let requester = caller::requester(&server, &call.parts).await?;
     let size = wished_size(&call)?;
     let Call { parts, args, .. } = call;
-    let medium = readable(&server, &requester, &args).await?;
+    let wait = wait_of(&parts)?;
+    let medium = readable(&server, &requester, &args, wait).await?;
     match thumbnail::thumbnail(&server.blobs, &medium, size, server.config.limits.image_pixels).await? {
         Thumbnail::Original => original(&server, &parts.headers, &medium, None).await,
         Thumbnail::Made { file, content_type, size } => {
@@ -179,22 +279,64 @@ async fn frozen(server: Arc<Server>, call: Call) -> Result<Answer> {
     Err(not_found("Media are served at /_matrix/client/v1/media only, to users who are logged in."))
 }
 
+/// How long somebody waits for content that has not come yet (`timeout_ms`).
+fn wait_of(parts: &http::request::Parts) -> Result<Duration> {
+    let query = crate::http::route::form(parts.uri.query().unwrap_or_default());
+    let Some((_, text)) = query.iter().find(|(key, _)| key == "timeout_ms") else {
+        return Ok(NOT_YET_DEFAULT);
+    };
+    let ms: u64 = text.parse().map_err(|_| invalid("timeout_ms is not a number of milliseconds."))?;
+    Ok(Duration::from_millis(ms).min(NOT_YET_MAX))
+}
+
 /// The medium of a path's server name and media id, if the caller may read it; the reading goes to the audit log
-/// before the answer.
-async fn readable(server: &Arc<Server>, requester: &Requester, args: &[String]) -> Result<Medium> {
+/// before the answer. Content that has not come yet is waited for.
+async fn readable(
+    server: &Arc<Server>,
+    requester: &Requester,
+    args: &[String],
+    wait: Duration,
+) -> Result<Medium> {
     let unknown = || not_found("ファイルが見つかりません。(No such media.)");
     let [server_name, media_id, ..] = args else { return Err(unknown()) };
     if server_name.as_str() != server.name.as_str() || !links::is_media_id(media_id) {
         return Err(unknown());
     }
-    let mut conn = server.db.read().await?;
-    let medium = store::media::medium(&mut conn, media_id).await?.ok_or_else(unknown)?;
-    let seen = links::seen(server, &mut conn, &requester.user_id, &medium).await?.ok_or_else(unknown)?;
-    drop(conn);
-    if let Seen::Room(room_id) = &seen {
-        crate::reading::opened(server, requester, room_id, "media").await?;
+    let deadline = tokio::time::Instant::now() + wait;
+    loop {
+        // Asked for before looking: content that comes in between is not missed.
+        let mut arrived = pin!(server.blobs.arrived.notified());
+        arrived.as_mut().enable();
+        let mut conn = server.db.read().await?;
+        if let Some(medium) = store::media::medium(&mut conn, media_id).await? {
+            let seen =
+                links::seen(server, &mut conn, &requester.user_id, &medium).await?.ok_or_else(unknown)?;
+            drop(conn);
+            if let Seen::Room(room_id) = &seen {
+                crate::reading::opened(server, requester, room_id, "media").await?;
+            }
+            return Ok(medium);
+        }
+        let (owner, until) = store::media::pending(&mut conn, media_id).await?.ok_or_else(unknown)?;
+        let to_come = Medium {
+            media_id: media_id.clone(),
+            user_id: owner,
+            sha256: String::new(),
+            content_type: String::new(),
+            file_name: None,
+            bytes: 0,
+        };
+        if until <= server.now() || !links::may_read(server, &mut conn, &requester.user_id, &to_come).await? {
+            return Err(unknown());
+        }
+        drop(conn);
+        if tokio::time::timeout_at(deadline, arrived).await.is_err() {
+            return Err(refuse(
+                Code::NotYetUploaded,
+                "ファイルはまだ送信中です。(The content has not been uploaded yet.)",
+            ));
+        }
     }
-    Ok(medium)
 }
 
 async fn original(
@@ -220,6 +362,16 @@ struct Shown<'a> {
 /// Streams a file, or the part of it that was asked for.
 async fn send(mut file: tokio::fs::File, headers: &HeaderMap, shown: &Shown<'_>) -> Result<Answer> {
     let length = file.metadata().await?.len();
+    // What the client has already need not come again (RFC 9110, 13.1.2).
+    if text(headers, header::IF_NONE_MATCH)
+        .is_some_and(|tags| tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == shown.etag))
+    {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        set(&mut response, header::ETAG, shown.etag)?;
+        set(&mut response, header::CACHE_CONTROL, CACHE)?;
+        return Ok(Answer::Response(response));
+    }
     // A range of another version than the client has is no use to it (RFC 9110, 13.1.5).
     let same = text(headers, header::IF_RANGE).is_none_or(|tag| tag == shown.etag);
     let wanted = range(text(headers, header::RANGE).filter(|_| same), length);
@@ -246,7 +398,7 @@ async fn send(mut file: tokio::fs::File, headers: &HeaderMap, shown: &Shown<'_>)
     set(&mut response, header::CONTENT_DISPOSITION, &disposition(sniff::is_inline(kind), shown.name))?;
     set(&mut response, header::ETAG, shown.etag)?;
     set(&mut response, header::ACCEPT_RANGES, "bytes")?;
-    set(&mut response, header::CACHE_CONTROL, "private, max-age=31536000, immutable")?;
+    set(&mut response, header::CACHE_CONTROL, CACHE)?;
     set(&mut response, header::CONTENT_SECURITY_POLICY, SANDBOX)?;
     set(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff")?;
     set(&mut response, header::HeaderName::from_static("cross-origin-resource-policy"), "cross-origin")?;

@@ -9,6 +9,7 @@ use crate::{
 };
 
 mod account;
+mod admin;
 mod appservice;
 mod devices;
 mod directory;
@@ -20,6 +21,7 @@ mod push;
 mod register;
 mod rooms;
 mod search;
+mod synapse;
 mod sync;
 mod thirdparty;
 mod uia;
@@ -34,6 +36,7 @@ pub fn routes() -> Routes {
         login::routes,
         register::routes,
         account::routes,
+        admin::routes,
         devices::routes,
         profile::routes,
         rooms::routes,
@@ -46,6 +49,7 @@ pub fn routes() -> Routes {
         search::routes,
         appservice::routes,
         thirdparty::routes,
+        synapse::routes,
     ] {
         routes = add(routes);
     }

@@ -13,7 +13,7 @@ use ruma::{
         get_pushrules_global_scope, set_pusher, set_pusher::v3::PusherAction, set_pushrule,
         set_pushrule_actions, set_pushrule_enabled,
     },
-    push::{Action, InsertPushRuleError, RemovePushRuleError, Ruleset},
+    push::{Action, InsertPushRuleError, PushFormat, RemovePushRuleError, Ruleset},
     serde::Raw,
 };
 use serde_json::{Value, json};
@@ -24,15 +24,15 @@ use crate::{
         caller::Requester,
         route::{Answer, Routes},
     },
-    push::{Chosen, Pusher, SCOPE, Setting, counts, rules},
+    push::{Chosen, Pusher, SCOPE, Setting, counts, gateways, rules},
     rooms::{committer::Hint, pdu::Event},
     server::Server,
     store,
     sync::{render, token},
 };
 
-/// Pushers of one account at most.
-const PUSHERS_MAX: usize = 20;
+/// Pushers of one account at most: a facility ID is shared by many people, each with a phone of their own.
+const PUSHERS_MAX: usize = 250;
 /// The longest pushkey and app id, in bytes (client-server API, `POST /pushers/set`).
 const PUSHKEY_BYTES_MAX: usize = 512;
 const APP_ID_BYTES_MAX: usize = 64;
@@ -99,13 +99,18 @@ async fn put(server: &Arc<Server>, who: &Requester, wanted: Wanted, append: bool
     if app_id.is_empty() || app_id.len() > APP_ID_BYTES_MAX {
         return Err(invalid("The app_id must have 1 to 64 bytes."));
     }
-    match &wanted.kind {
-        PusherKind::Email(_) if app_id == EMAIL_APP => {}
+    let by_mail = match &wanted.kind {
+        PusherKind::Email(_) if app_id == EMAIL_APP => true,
         PusherKind::Email(_) => return Err(invalid("The app_id of an e-mail pusher is m.email.")),
-        // The allow-list of gateways is empty: nothing about a room leaves for a host outside (DESIGN 18).
-        PusherKind::Http(_) => return Err(forbidden("This server sends no notifications to push gateways.")),
+        PusherKind::Http(data) => {
+            check_gateway(server, &data.url, data.format.as_ref())?;
+            false
+        }
         _ => return Err(invalid("There is no such kind of pusher.")),
-    }
+    };
+    // A mail goes to a person's confirmed address; what an app gets goes with the app's session (C19).
+    let device_id = who.device_id.clone().filter(|_| !by_mail);
+    let session = who.session.is_some();
     let mut value = serde_json::to_value(&wanted)?;
     if let Some(scope) = value["data"].get(SCOPE)
         && scope.as_str().and_then(Chosen::of).is_none()
@@ -123,19 +128,32 @@ async fn put(server: &Arc<Server>, who: &Requester, wanted: Wanted, append: bool
             Box::pin(async move {
                 let now = batch.now;
                 let conn = batch.sql().await?;
-                let addresses = store::accounts::addresses(conn, user_id.as_str()).await?;
-                if !addresses.iter().any(|(address, ..)| *address == pushkey) {
-                    return Err(invalid(
-                        "This address is not one of your account's: add and confirm it first.",
-                    ));
+                if by_mail {
+                    let addresses = store::accounts::addresses(conn, user_id.as_str()).await?;
+                    if !addresses.iter().any(|(address, ..)| *address == pushkey) {
+                        return Err(invalid(
+                            "This address is not one of your account's: add and confirm it first.",
+                        ));
+                    }
+                } else if let (true, Some(device)) = (session, &device_id) {
+                    // The session may have ended since it was asked for: its pushers would stay behind.
+                    let left =
+                        store::accounts::sessions_of(conn, user_id.as_str(), Some(device.as_str())).await?;
+                    if left.is_empty() {
+                        return Err(refuse(
+                            Code::UnknownToken { soft_logout: false },
+                            "This session has ended: please log in.",
+                        ));
+                    }
                 }
                 let present = store::push::pushers(conn, user_id.as_str()).await?;
                 let same = present.iter().find(|p| p.app_id == app_id && p.pushkey == pushkey);
                 if same.is_none() && present.len() >= PUSHERS_MAX {
-                    return Err(invalid("You have too many pushers: at most 20."));
+                    return Err(invalid("You have too many pushers: at most 250."));
                 }
                 // Clients know nothing of the scope, which is chosen by a word to the bot: it stays.
-                if value["data"].get(SCOPE).is_none()
+                if by_mail
+                    && value["data"].get(SCOPE).is_none()
                     && let Some(scope) = same.and_then(|p| Setting::of(p).scope().map(ToOwned::to_owned))
                 {
                     value["data"][SCOPE] = scope.into();
@@ -146,8 +164,10 @@ async fn put(server: &Arc<Server>, who: &Requester, wanted: Wanted, append: bool
                     pushkey: pushkey.clone(),
                     id: same.map_or_else(|| crate::clock::random_token(16), |p| p.id.clone()),
                     pusher: value.to_string(),
+                    device_id,
+                    created_at: same.map_or(now, |p| p.created_at),
                 };
-                store::push::put(conn, &pusher, now).await?;
+                store::push::put(conn, &pusher).await?;
                 if !append {
                     store::push::delete_of_others(conn, user_id.as_str(), &app_id, &pushkey).await?;
                 }
@@ -162,6 +182,26 @@ async fn put(server: &Arc<Server>, who: &Requester, wanted: Wanted, append: bool
             })
         })
         .await
+}
+
+/// Whether a push gateway may be told anything: it must be one that the city has allowed, named exactly (DESIGN 18).
+fn check_gateway(server: &Server, url: &str, format: Option<&PushFormat>) -> Result<()> {
+    if format.is_some_and(|format| *format != PushFormat::EventIdOnly) {
+        return Err(invalid("The format of a push gateway is event_id_only."));
+    }
+    if url.len() > gateways::URL_BYTES_MAX {
+        return Err(invalid("The push gateway's URL is too long."));
+    }
+    match gateways::origin_of(url) {
+        None => Err(invalid(
+            "A push gateway's URL is https://, a host, and the path /_matrix/push/v1/notify, with nothing else.",
+        )),
+        Some(origin) if server.config.push.origins().contains(&origin) => Ok(()),
+        Some(_) => Err(forbidden(
+            "This push gateway is not one that this server may send notifications to: the allowed ones are named by \
+             the operator (この通知サーバーは許可されていません).",
+        )),
+    }
 }
 
 async fn delete(server: &Arc<Server>, who: &Requester, ids: PusherIds) -> Result<()> {

@@ -311,5 +311,16 @@ async fn by_secret(server: Arc<Server>, call: Call) -> Result<Answer> {
     }
     let user_id = free_name(&server, &body.username).await?;
     let request = register::Request::new();
-    make(&server, user_id, Some(&body.password), "open", &request).await
+    let answer = make(&server, user_id.clone(), Some(&body.password), "open", &request).await?;
+    // In a city only its staff administer, whoever knows a secret.
+    if body.admin && server.config.policy.open_profile {
+        server
+            .commit(Hint::default(), move |batch| {
+                Box::pin(async move {
+                    store::accounts::set_admin(batch.sql().await?, user_id.as_str(), true).await
+                })
+            })
+            .await?;
+    }
+    Ok(answer)
 }

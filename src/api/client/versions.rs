@@ -37,9 +37,9 @@ pub fn routes(routes: Routes) -> Routes {
             })
             .into())
         })
-        .raw::<discovery::get_capabilities::v3::Request, Requester, _, _>(|server, _, _| async move {
+        .raw::<discovery::get_capabilities::v3::Request, Requester, _, _>(|server, who, _| async move {
             let open = server.config.policy.registration != Registration::Closed;
-            Ok(json!({"capabilities": {
+            let mut answer = json!({"capabilities": {
                 "m.change_password": {"enabled": true},
                 "m.room_versions": {"default": "12", "available": {"10": "stable", "11": "stable", "12": "stable"}},
                 // A person's name and picture are the register's (H10); the open profile leaves them to people.
@@ -48,8 +48,11 @@ pub fn routes(routes: Routes) -> Routes {
                 "m.3pid_changes": {"enabled": true},
                 "m.get_login_token": {"enabled": false},
                 "m.profile_fields": {"enabled": open, "disallowed": []},
-            }})
-            .into())
+            }});
+            if super::admin::admin(&server, &who).await.is_ok() {
+                answer["capabilities"]["m.account_moderation"] = json!({"suspend": true, "lock": true});
+            }
+            Ok(answer.into())
         })
         .raw::<get_turn_server_info::v3::Request, Requester, _, _>(|_, _, _| async { Ok(json!({}).into()) })
         .at(http::Method::GET, "/_matrix/client/v3/rooms/{roomId}/initialSync", peek)

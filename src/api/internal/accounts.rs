@@ -215,7 +215,7 @@ async fn mail_scope(server: Arc<Server>, call: Call) -> Result<Answer> {
                         let mut value: Value = serde_json::from_str(&pusher.pusher)?;
                         value["data"][SCOPE] = scope.as_str().into();
                         pusher.pusher = value.to_string();
-                        store::push::put(batch.sql().await?, pusher, now).await?;
+                        store::push::put(batch.sql().await?, pusher).await?;
                     }
                     batch.audit(crate::audit::Entry {
                         at: now,

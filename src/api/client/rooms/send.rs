@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::Method;
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedRoomId,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedRoomId,
     api::client::{
         message::send_message_event::v3 as send, redact::redact_event::v3 as redact,
         typing::create_typing_event::v3 as typing,
@@ -13,6 +13,7 @@ use ruma::{
 use serde_json::{json, value::RawValue};
 
 use crate::{
+    accounts::moderation,
     api::client::content_of,
     error::{Code, Result, forbidden, invalid, refuse},
     http::{
@@ -21,6 +22,7 @@ use crate::{
     },
     rooms::send::{self as sending, Sending, txn_key},
     server::Server,
+    store,
 };
 
 /// The longest time that one typing notice lasts.
@@ -49,6 +51,7 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::PUT, "/_matrix/client/v3/rooms/{roomId}/state/{eventType}/", send_state)
         .at(Method::PUT, "/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}", send_state)
         .raw::<redact::Request, Requester, _, _>(|server, who, request| async move {
+            own_only_while_suspended(&server, &who, &request.event_id).await?;
             let scope = format!("redact {} {}", request.room_id, request.event_id);
             let txn = txn_key(&who.user_id, who.device_id.as_deref(), scope, request.txn_id.as_str())?;
             let event_id = sending::redact(
@@ -99,6 +102,15 @@ fn origin(who: &Requester) -> Option<crate::audit::Origin> {
 /// Only appservices say when something was written (application service API, "Timestamp massaging").
 fn timestamp(who: &Requester, ts: Option<MilliSecondsSinceUnixEpoch>) -> Option<i64> {
     ts.filter(|_| who.appservice.is_some()).and_then(|ts| i64::try_from(u64::from(ts.0)).ok())
+}
+
+/// Of a suspended account nothing but its own words is redacted (client-server API, "Account suspension").
+async fn own_only_while_suspended(server: &Server, who: &Requester, event_id: &EventId) -> Result<()> {
+    if !server.moderation.of(&who.user_id).suspended {
+        return Ok(());
+    }
+    let event = store::events::by_id(&mut server.db.read().await?, event_id).await?;
+    if event.is_some_and(|event| event.sender == who.user_id) { Ok(()) } else { Err(moderation::suspended()) }
 }
 
 /// Whoever has sent a message types no more.

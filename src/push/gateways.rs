@@ -1,0 +1,559 @@
+//! HTTP pushers: one follower for each gateway that the config allows, with a durable cursor of its own, so that a
+//! gateway which is slow or gone delays neither mail nor another gateway (Push Gateway API; DESIGN 18).
+//!
+//! A gateway outside is told an event's id, its room's id, how urgent it is, and a count: no sender, no name, no
+//! content. A pusher is looked for by the exact origin of its gateway, so none is called that is not (or no longer) on the
+//! list. Told at least once; gateways drop what has an event id that they know. What is older than an hour is not told
+//! any more: the next count says it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use ruma::{OwnedUserId, RoomId, UserId, events::TimelineEventType, push::Action};
+use serde_json::{Map, Value, json};
+use tokio::{task::JoinSet, time::Instant};
+
+use super::{
+    Pusher, SCOPE, Scope, Setting, concerns, counts,
+    follower::{Backoff, CHUNK, Cursor, is_stale, rejected, remove_rejected, targets},
+    rules,
+};
+use crate::{
+    config::https_origin,
+    error::{Code, Error, Result},
+    rooms::{ignored, pdu::Event},
+    server::Server,
+    store,
+};
+
+/// The one path of a push gateway (Push Gateway API).
+const PATH: &str = "/_matrix/push/v1/notify";
+/// The longest URL of a gateway, in bytes.
+pub const URL_BYTES_MAX: usize = 2_048;
+/// The longest wait for a gateway's answer.
+const TIME: Duration = Duration::from_secs(10);
+/// Requests to one gateway at once.
+const AT_ONCE: usize = 8;
+/// What is older is not told any more (ms).
+const AGE_MAX_MS: i64 = 60 * 60 * 1000;
+/// Tries of what a gateway answers with an error of its own each time.
+const FAILURES_MAX: u32 = 5;
+/// How long a count alone is worth trying.
+const COUNT_TIME: Duration = Duration::from_secs(60);
+/// A count goes out so long after the first reading: most people read several rooms in a row.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Counts of one user go to a gateway so often at most.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
+/// Users whose last count is remembered.
+const REMEMBERED_MAX: usize = 50_000;
+
+/// The origin of the gateway that a stored pusher names; nothing where it is no HTTP pusher.
+pub fn origin(pusher: &Pusher) -> Option<String> {
+    let setting = Setting::of(pusher);
+    if setting.kind != "http" {
+        return None;
+    }
+    origin_of(setting.data.get("url")?.as_str()?)
+}
+
+/// The origin of a push gateway's URL; nothing where this is not the URL of one.
+pub fn origin_of(url: &str) -> Option<String> {
+    let parsed = reqwest::Url::parse(url).ok()?;
+    let exact = parsed.path() == PATH && parsed.query().is_none() && parsed.fragment().is_none();
+    https_origin(url).filter(|_| exact)
+}
+
+/// Tells one gateway until the server stops.
+pub async fn run(server: Arc<Server>, origin: String) {
+    let gateway = match client(&server) {
+        Ok(client) => Arc::new(Gateway { client, url: format!("{origin}{PATH}"), origin }),
+        Err(error) => {
+            tracing::error!(gateway = origin, %error, "no notifications go to this push gateway");
+            return;
+        }
+    };
+    let cursor = Cursor::new(format!("push {}", gateway.origin));
+    let mut stopping = server.stopping.subscribe();
+    tokio::select! {
+        () = follow(&server, &gateway, &cursor) => {}
+        () = crate::server::stopped(&mut stopping) => {}
+    }
+    if let Err(error) = cursor.save(&server).await {
+        tracing::debug!(%error, "a gateway's place was not saved at the end");
+    }
+}
+
+/// Its certificate is checked against the public CAs, or the one that the config names. No redirect is followed: it would
+/// lead away from the list.
+fn client(server: &Server) -> Result<reqwest::Client> {
+    use rustls_pki_types::pem::PemObject as _;
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = &server.config.push.ca;
+    if ca.as_os_str().is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    } else {
+        let unreadable = |error| Error::internal(format!("push.ca, {}: {error}", ca.display()));
+        for certificate in rustls_pki_types::CertificateDer::pem_file_iter(ca).map_err(unreadable)? {
+            roots.add(certificate.map_err(unreadable)?)?;
+        }
+    }
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .https_only(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .connect_timeout(TIME)
+        .timeout(TIME)
+        .build()?)
+}
+
+struct Gateway {
+    client: reqwest::Client,
+    url: String,
+    origin: String,
+}
+
+async fn follow(server: &Arc<Server>, gateway: &Arc<Gateway>, cursor: &Cursor) {
+    let mut wait = Backoff::default();
+    while let Err(error) = cursor.begin(server).await {
+        tracing::error!(%error, "a gateway's follower cannot read its place");
+        wait.pause().await;
+    }
+    wait = Backoff::default();
+    let mut counts = Counts::default();
+    loop {
+        // Registered before anything is looked at: what comes in between is not missed.
+        let mut committed = pin!(server.live.committed.notified());
+        let mut fell = pin!(server.pushers.count_waits.notified());
+        committed.as_mut().enable();
+        fell.as_mut().enable();
+        match step(server, gateway, cursor, &mut counts).await {
+            Ok(()) => wait = Backoff::default(),
+            Err(error) => {
+                tracing::error!(gateway = gateway.origin, %error, "a gateway's follower will try again");
+                wait.pause().await;
+                continue;
+            }
+        }
+        if cursor.at.load(Ordering::Relaxed) < server.live.position() {
+            continue;
+        }
+        let next = counts.next();
+        let due = async {
+            match next {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = &mut committed => {}
+            () = &mut fell => {}
+            () = due => {}
+        }
+    }
+}
+
+/// The next events, then the counts that are due.
+async fn step(
+    server: &Arc<Server>,
+    gateway: &Arc<Gateway>,
+    cursor: &Cursor,
+    counts: &mut Counts,
+) -> Result<()> {
+    let (at, upto) = (cursor.at.load(Ordering::Relaxed), server.live.position());
+    if at < upto {
+        let mut end = upto;
+        let mut told = false;
+        if !server.pushers.is_empty() {
+            let events = {
+                let mut conn = server.db.read().await?;
+                store::events::arrived(&mut conn, at, upto, CHUNK).await?
+            };
+            if events.len() == CHUNK
+                && let Some(last) = events.last()
+            {
+                end = last.position;
+            }
+            for event in &events {
+                told |= gateway.tell(server, event, counts).await?;
+            }
+        }
+        cursor.advance(server, end, told).await?;
+    }
+    for user in server.pushers.take_counts_fell(&gateway.origin) {
+        counts.mark(user);
+    }
+    for user in counts.take_due() {
+        if let Err(error) = gateway.tell_count(server, &user, counts).await {
+            counts.mark(user);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Whose count is to be told, and what was told last.
+#[derive(Default)]
+struct Counts {
+    due: BTreeMap<OwnedUserId, Instant>,
+    told: HashMap<OwnedUserId, (Instant, u64)>,
+}
+
+impl Counts {
+    fn mark(&mut self, user: OwnedUserId) {
+        let soon = Instant::now() + SETTLE;
+        let at = self.told.get(&user).map_or(soon, |(last, _)| soon.max(*last + COUNT_EVERY));
+        self.due.entry(user).or_insert(at);
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.due.values().min().copied()
+    }
+
+    fn take_due(&mut self) -> Vec<OwnedUserId> {
+        let now = Instant::now();
+        let due: Vec<OwnedUserId> =
+            self.due.iter().filter(|(_, at)| **at <= now).map(|(user, _)| user.clone()).collect();
+        for user in &due {
+            self.due.remove(user);
+        }
+        due
+    }
+
+    /// Remembers what was told with an event (which is no reason to wait with the next count), or alone.
+    fn remember(&mut self, user: &UserId, count: u64, alone: bool) {
+        let now = Instant::now();
+        if self.told.len() >= REMEMBERED_MAX {
+            self.told.retain(|_, (at, _)| now - *at < COUNT_EVERY);
+        }
+        let at = match self.told.get(user) {
+            Some((at, _)) if !alone => *at,
+            None if !alone => now.checked_sub(COUNT_EVERY).unwrap_or(now),
+            _ => now,
+        };
+        self.told.insert(user.to_owned(), (at, count));
+    }
+}
+
+/// A notification on its way to one pusher.
+struct Letter {
+    user: OwnedUserId,
+    pusher: Pusher,
+    body: Value,
+}
+
+impl Gateway {
+    fn pushers(&self, server: &Server, user: &UserId) -> Vec<Pusher> {
+        server.pushers.of(user).into_iter().filter(|pusher| self.is_of(pusher)).collect()
+    }
+
+    fn is_of(&self, pusher: &Pusher) -> bool {
+        origin(pusher).is_some_and(|origin| origin == self.origin)
+    }
+
+    /// Tells everybody with a pusher here whom an event notifies; whether anybody was.
+    async fn tell(
+        self: &Arc<Self>,
+        server: &Arc<Server>,
+        event: &Event,
+        counts: &mut Counts,
+    ) -> Result<bool> {
+        let has = |user: &UserId| server.pushers.of(user).iter().any(|pusher| self.is_of(pusher));
+        if event.membership.is_none() && has(&event.sender) {
+            // Who writes has read.
+            counts.mark(event.sender.clone());
+        }
+        let left = AGE_MAX_MS - (server.now() - event.ts);
+        if event.redacted_by.is_some() || left <= 0 {
+            return Ok(false);
+        }
+        let room = match server.live.room(&server.db, &event.room_id).await {
+            Ok(room) => room,
+            Err(error) if error.code() == Some(Code::NotFound) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let view = room.current()?;
+        let mut letters = Vec::new();
+        for user in targets(&view, event, |user| has(user) && !server.moderation.of(user).locked) {
+            let ignored = ignored::by(server, &user).await?;
+            if ignored.hides(event) || event.membership.is_some() && ignored.contains(&event.sender) {
+                continue;
+            }
+            let ruleset = rules::ruleset(server, &user).await?;
+            let actions = rules::actions(&ruleset, event, &view, &user).await;
+            let (notifies, _) = counts::verdict(&actions);
+            let scope = if concerns(event, &user) { Scope::Invite } else { Scope::Message };
+            if !notifies || is_stale(&room, &view, event, &user, scope) {
+                continue;
+            }
+            let count = unread(server, &user).await?;
+            counts.remember(&user, count, false);
+            for pusher in self.pushers(server, &user) {
+                let body = notification(event, &actions, count, &pusher);
+                letters.push(Letter { user: user.clone(), pusher, body });
+            }
+        }
+        let told = !letters.is_empty();
+        let until = Instant::now() + Duration::from_millis(u64::try_from(left).unwrap_or_default());
+        self.deliver_all(server, letters, until).await?;
+        Ok(told)
+    }
+
+    /// Tells a user's apps how much is unread, where that has changed.
+    async fn tell_count(
+        self: &Arc<Self>,
+        server: &Arc<Server>,
+        user: &UserId,
+        counts: &mut Counts,
+    ) -> Result<()> {
+        let pushers = self.pushers(server, user);
+        let count = unread(server, user).await?;
+        if pushers.is_empty() || counts.told.get(user).is_some_and(|(_, told)| *told == count) {
+            return Ok(());
+        }
+        let letters = pushers.into_iter().map(|pusher| {
+            let body = json!({"notification": {
+                "prio": "low",
+                "counts": tally(count),
+                "devices": [device(&pusher, Map::new())],
+            }});
+            Letter { user: user.to_owned(), pusher, body }
+        });
+        self.deliver_all(server, letters.collect(), Instant::now() + COUNT_TIME).await?;
+        counts.remember(user, count, true);
+        Ok(())
+    }
+
+    async fn deliver_all(
+        self: &Arc<Self>,
+        server: &Arc<Server>,
+        letters: Vec<Letter>,
+        until: Instant,
+    ) -> Result<()> {
+        let mut under_way = JoinSet::new();
+        for letter in letters {
+            if under_way.len() >= AT_ONCE
+                && let Some(done) = under_way.join_next().await
+            {
+                done??;
+            }
+            let (gateway, server) = (Arc::clone(self), Arc::clone(server));
+            under_way.spawn(async move { gateway.deliver(&server, &letter, until).await });
+        }
+        while let Some(done) = under_way.join_next().await {
+            done??;
+        }
+        Ok(())
+    }
+
+    /// Hands a notification over; ends early where the pusher goes meanwhile, and gives up at a time.
+    async fn deliver(&self, server: &Arc<Server>, letter: &Letter, until: Instant) -> Result<()> {
+        let mut wait = Backoff::default();
+        let mut failures = 0;
+        loop {
+            // Asked before each try: a session that has ended is told nothing more.
+            let present = self.pushers(server, &letter.user);
+            if !present.iter().any(|p| p.id == letter.pusher.id && p.pusher == letter.pusher.pusher) {
+                return Ok(());
+            }
+            match self.post(&letter.body).await {
+                Answer::Taken(keys) => {
+                    if keys.contains(&letter.pusher.pushkey) {
+                        remove_rejected(server, &letter.user, &letter.pusher).await?;
+                    }
+                    return Ok(());
+                }
+                Answer::Refused(status) => {
+                    tracing::warn!(gateway = self.origin, status, "a push gateway refused a notification");
+                    return Ok(());
+                }
+                Answer::Failed(status) => {
+                    failures += 1;
+                    tracing::warn!(gateway = self.origin, status, "a push gateway failed");
+                    if failures >= FAILURES_MAX {
+                        return Ok(());
+                    }
+                }
+                Answer::Away(why) => {
+                    tracing::warn!(gateway = self.origin, why, "a push gateway takes nothing now");
+                }
+            }
+            if Instant::now() >= until {
+                tracing::warn!(gateway = self.origin, "a notification became too old for its push gateway");
+                return Ok(());
+            }
+            wait.pause().await;
+        }
+    }
+
+    async fn post(&self, body: &Value) -> Answer {
+        let answer = match self.client.post(&self.url).json(body).send().await {
+            Ok(answer) => answer,
+            Err(error) => return Answer::Away(error.without_url().to_string()),
+        };
+        match answer.status().as_u16() {
+            // It took it, whatever it has to say beside.
+            200..=299 => Answer::Taken(rejected(answer).await.unwrap_or_default()),
+            408 | 429 | 502 | 503 | 504 => Answer::Away(format!("status {}", answer.status().as_u16())),
+            status @ 500.. => Answer::Failed(status),
+            status => Answer::Refused(status),
+        }
+    }
+}
+
+/// What became of a request.
+enum Answer {
+    /// It took it; pushkeys that refuse for good.
+    Taken(Vec<String>),
+    /// It will never take this one.
+    Refused(u16),
+    /// It failed at this one.
+    Failed(u16),
+    /// It takes nothing now.
+    Away(String),
+}
+
+/// How many messages are unread in all rooms that the user is in.
+async fn unread(server: &Arc<Server>, user: &UserId) -> Result<u64> {
+    let rooms = {
+        let mut conn = server.db.read().await?;
+        store::push::unread_rooms(&mut conn, user.as_str()).await?
+    };
+    let mut sum = 0;
+    for room_id in rooms {
+        let room = match server.live.room(&server.db, <&RoomId>::try_from(room_id.as_str())?).await {
+            Ok(room) => room,
+            Err(error) if error.code() == Some(Code::NotFound) => continue,
+            Err(error) => return Err(error),
+        };
+        let notify = counts::unread(server, user, &room).await?.total().notify;
+        sum += notify;
+    }
+    Ok(sum)
+}
+
+/// What a gateway outside is told of an event (`event_id_only`).
+fn notification(event: &Event, actions: &[Action], count: u64, pusher: &Pusher) -> Value {
+    let tweaks = tweaks(actions);
+    // What makes a sound or is marked is about the person; the rest can wait for the phone to wake. Of an encrypted event
+    // the rules see nothing.
+    let urgent = tweaks.contains_key("sound")
+        || tweaks.contains_key("highlight")
+        || event.kind == TimelineEventType::RoomEncrypted;
+    json!({"notification": {
+        "event_id": event.event_id,
+        "room_id": event.room_id,
+        "prio": if urgent { "high" } else { "low" },
+        "counts": tally(count),
+        "devices": [device(pusher, tweaks)],
+    }})
+}
+
+/// A count of zero is said too, though the specification would leave it out: gateways clear an app's badge by nothing else.
+fn tally(count: u64) -> Value {
+    json!({ "unread": count })
+}
+
+fn tweaks(actions: &[Action]) -> Map<String, Value> {
+    let mut tweaks = Map::new();
+    for action in actions {
+        if let Ok(Value::Object(mut action)) = serde_json::to_value(action)
+            && let Some(Value::String(name)) = action.remove("set_tweak")
+            && ["sound", "highlight"].contains(&name.as_str())
+        {
+            let value = action.remove("value").unwrap_or(Value::Bool(true));
+            if value != Value::Bool(false) {
+                tweaks.insert(name, value);
+            }
+        }
+    }
+    tweaks
+}
+
+fn device(pusher: &Pusher, tweaks: Map<String, Value>) -> Value {
+    let mut data = Setting::of(pusher).data;
+    data.remove("url");
+    data.remove(SCOPE);
+    let mut device = json!({
+        "app_id": pusher.app_id,
+        "pushkey": pusher.pushkey,
+        "pushkey_ts": pusher.created_at / 1000,
+        "data": data,
+    });
+    if !tweaks.is_empty() {
+        device["tweaks"] = tweaks.into();
+    }
+    device
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_has_one_path_and_https() {
+        let origin = |url: &str| origin_of(url);
+        let good = Some("https://push.example.jp".to_owned());
+        assert_eq!(origin("https://push.example.jp/_matrix/push/v1/notify"), good);
+        assert_eq!(origin("https://PUSH.example.jp:443/_matrix/push/v1/notify"), good);
+        assert_eq!(
+            origin("https://push.example.jp:8443/_matrix/push/v1/notify"),
+            Some("https://push.example.jp:8443".to_owned())
+        );
+        for bad in [
+            "http://push.example.jp/_matrix/push/v1/notify",
+            "https://push.example.jp/",
+            "https://push.example.jp/_matrix/push/v1/notify/",
+            "https://push.example.jp/_matrix/push/v1/notify?x=1",
+            "https://push.example.jp/_matrix/push/v1/notify#x",
+            "https://push.example.jp@other.example/_matrix/push/v1/notify",
+            "https://push.example.jp/x/../_matrix/push/v1/notifyx",
+            "push.example.jp",
+            "",
+        ] {
+            assert_eq!(origin(bad), None, "{bad}");
+        }
+        assert_ne!(origin("https://push.example.jp.other.example/_matrix/push/v1/notify"), good);
+    }
+
+    #[test]
+    fn tweaks_are_those_of_the_rules() {
+        let actions: Vec<Action> = serde_json::from_value(json!([
+            "notify", {"set_tweak": "sound", "value": "default"}, {"set_tweak": "highlight"},
+            {"set_tweak": "jp.example.note", "value": "見本一郎"},
+        ]))
+        .unwrap();
+        assert_eq!(Value::from(tweaks(&actions)), json!({"sound": "default", "highlight": true}));
+        let actions: Vec<Action> =
+            serde_json::from_value(json!(["notify", {"set_tweak": "highlight", "value": false}])).unwrap();
+        assert!(tweaks(&actions).is_empty());
+    }
+
+    #[test]
+    fn counts_are_told_a_few_at_a_time() {
+        let user = ruma::owned_user_id!("@a:example.jp");
+        let mut counts = Counts::default();
+        counts.mark(user.clone());
+        let first = counts.next().unwrap();
+        counts.mark(user.clone());
+        assert_eq!(counts.next(), Some(first), "a second reading does not put it off");
+        assert!(counts.take_due().is_empty());
+        counts.due.clear();
+        counts.remember(&user, 3, true);
+        counts.mark(user.clone());
+        assert!(counts.next().unwrap() > Instant::now() + COUNT_EVERY - SETTLE);
+        counts.due.clear();
+        counts.told.clear();
+        counts.remember(&user, 3, false);
+        counts.mark(user);
+        assert!(counts.next().unwrap() <= Instant::now() + SETTLE);
+    }
+}
