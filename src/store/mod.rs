@@ -24,6 +24,7 @@ pub mod keys;
 pub mod life;
 pub mod media;
 pub mod meta;
+pub mod oauth;
 pub mod personal;
 pub mod push;
 pub mod rooms;

@@ -160,7 +160,7 @@ pub async fn rename_device(
 
 /// Ends a device: its sessions, keys and messages go with it.
 pub async fn delete_device(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<()> {
-    run!(conn, "DELETE FROM sessions WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
+    super::accounts::delete_session(conn, user_id, device_id).await?;
     run!(conn, "DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM fallback_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;

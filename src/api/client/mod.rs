@@ -15,6 +15,7 @@ mod directory;
 mod keys;
 mod login;
 mod media;
+mod openid;
 mod profile;
 mod push;
 mod register;
@@ -46,6 +47,7 @@ pub fn routes() -> Routes {
         search::routes,
         appservice::routes,
         thirdparty::routes,
+        openid::routes,
     ] {
         routes = add(routes);
     }
