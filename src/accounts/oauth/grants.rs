@@ -203,7 +203,8 @@ async fn begin(
 ) -> Result<Option<Tokens>> {
     let now = batch.now;
     let account = store::accounts::account(batch.reading(), grant.user_id.as_str()).await?;
-    if account.is_none_or(|account| account.status != "active") {
+    // What happened since the page: the account ended, or got a new initial password.
+    if account.is_none_or(|account| account.status != "active" || !account.password_own) {
         return Ok(None);
     }
     let mut entry =
