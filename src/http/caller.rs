@@ -61,7 +61,8 @@ pub struct Requester {
     pub address: SocketAddr,
 }
 
-/// Who is calling where the specification lets people in without a token: somebody with one, or a connection.
+/// Who is calling where the specification lets people in without a token to replace a forgotten password: somebody with one,
+/// or a connection.
 #[derive(Clone, Debug)]
 pub enum Asker {
     /// Authenticated.
@@ -157,6 +158,16 @@ pub async fn requester(server: &Arc<Server>, parts: &http::request::Parts) -> Re
             }
             Ok(who)
         }
+    }
+}
+
+/// A connection without a token, where the city lets people replace a forgotten password; elsewhere a token is missing.
+pub fn without_token(server: &Server, parts: &http::request::Parts) -> Result<Peer> {
+    let peer = peer(parts)?;
+    if server.config.policy.password_reset_by_mail && peer.listener == Listener::Public {
+        Ok(peer)
+    } else {
+        Err(refuse(Code::MissingToken, "An access token is needed in the Authorization header."))
     }
 }
 

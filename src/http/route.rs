@@ -56,7 +56,7 @@ impl Caller for Asker {
         if parts.headers.contains_key(header::AUTHORIZATION) {
             caller::requester(server, parts).await.map(Self::Known)
         } else {
-            caller::peer(parts).map(Self::Unknown)
+            caller::without_token(server, parts).map(Self::Unknown)
         }
     }
 }

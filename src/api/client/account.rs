@@ -22,7 +22,7 @@ use crate::{
     audit,
     error::{Code, Error, Result, forbidden, invalid, refuse},
     http::{
-        caller::{self, Asker, Listener, Peer, Requester, terminal},
+        caller::{self, Asker, Peer, Requester, terminal},
         route::{Call, Routes},
     },
     rooms::committer::Hint,
@@ -176,9 +176,6 @@ async fn forgotten(
     request: change::Request,
 ) -> Result<crate::http::route::Answer> {
     const STAGE: &str = "m.login.email.identity";
-    if !server.config.policy.password_reset_by_mail || peer.listener != Listener::Public {
-        return Err(refuse(Code::MissingToken, "An access token is needed in the Authorization header."));
-    }
     let known = terminal(&server, &peer)?;
     server.limiter.allow_before_login(peer.address.ip(), server.now())?;
     let ask = |why| uia::ask(&crate::clock::random_token(24), &[STAGE], json!({}), why);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::response::Response;
 use http::{HeaderValue, Method, StatusCode, header};
 
-use super::{Common, field, fields, page, render, render_to, sentence};
+use super::{Common, field, fields, page, render, render_to, sent_cookie, sentence};
 use crate::{
     accounts::{
         login::{self, Attempt},
@@ -70,12 +70,9 @@ fn cookie_name(server: &Server, name: &str) -> String {
     if server.config.tls.enabled { format!("__Host-{name}") } else { name.to_owned() }
 }
 
-/// A cookie of a request.
+/// A cookie of a request, as it was made here.
 pub(super) fn cookie(server: &Server, call: &Call, name: &str) -> Option<String> {
-    let name = cookie_name(server, name);
-    let cookies = call.parts.headers.get(header::COOKIE)?.to_str().ok()?;
-    let found =
-        cookies.split(';').find_map(|pair| pair.trim().strip_prefix(name.as_str())?.strip_prefix('='))?;
+    let found = sent_cookie(call, &cookie_name(server, name))?;
     let good = found.len() == 43 && found.bytes().all(|b| b.is_ascii_alphanumeric());
     good.then(|| found.to_owned())
 }

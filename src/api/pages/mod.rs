@@ -296,6 +296,15 @@ pub(super) async fn fields(server: &Server, call: &mut Call) -> Result<Vec<(Stri
     Ok(form(&String::from_utf8_lossy(&body)))
 }
 
+/// A cookie of a request. Over HTTP/2 a browser may send each in a field of its own (RFC 9113, 8.2.3); and cookies know no
+/// ports, so that those of the other listener come too.
+fn sent_cookie<'a>(call: &'a Call, name: &str) -> Option<&'a str> {
+    let fields = call.parts.headers.get_all(header::COOKIE).iter().filter_map(|field| field.to_str().ok());
+    fields
+        .flat_map(|field| field.split(';'))
+        .find_map(|pair| pair.trim().strip_prefix(name)?.strip_prefix('='))
+}
+
 /// A field of a form; "" where it is missing.
 pub(super) fn field<'a>(fields: &'a [(String, String)], name: &str) -> &'a str {
     fields.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
