@@ -139,6 +139,16 @@ pub enum ClientCertificate {
     Off,
 }
 
+/// What the sessions of OAuth log-ins may be bound to (DESIGN 2).
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionBinding {
+    /// To connections of the terminal.
+    Connection,
+    /// To the terminal's certificate as it was shown at the log-in, where the app cannot show one itself.
+    Login,
+}
+
 /// Who may make accounts.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
@@ -177,6 +187,14 @@ pub enum Encryption {
 pub struct Policy {
     /// Who must show a client certificate.
     pub client_certificate: ClientCertificate,
+    /// The OAuth 2.0 API beside `m.login.password`.
+    pub oauth: bool,
+    /// What the sessions of OAuth log-ins may be bound to.
+    pub session_binding: SessionBinding,
+    /// A forgotten password is replaced by a link in a mail, on a terminal of the account's facility.
+    pub password_reset_by_mail: bool,
+    /// Tokens that prove to other services who somebody is.
+    pub openid_tokens: bool,
     /// Who may make accounts.
     pub registration: Registration,
     /// `/_synapse/admin/v1/register` with the secret in `keys/registration.secret`.
@@ -218,6 +236,10 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             client_certificate: ClientCertificate::Connection,
+            oauth: false,
+            session_binding: SessionBinding::Connection,
+            password_reset_by_mail: false,
+            openid_tokens: false,
             registration: Registration::Closed,
             shared_secret_registration: false,
             admin_api: false,
@@ -297,6 +319,8 @@ pub struct Limits {
     pub pending_upload_seconds: u64,
     /// Password hashes computed at once.
     pub password_hashes: usize,
+    /// Seconds that an access token is good which can be refreshed.
+    pub access_token_seconds: u32,
     /// Requests per second of one session, over time, where rate limits are on.
     pub requests_per_second: u32,
     /// Requests of one session at once, where rate limits are on.
@@ -317,6 +341,7 @@ impl Default for Limits {
             pending_uploads: 20,
             pending_upload_seconds: 86_400,
             password_hashes: 2,
+            access_token_seconds: 600,
             requests_per_second: 50,
             requests_burst: 500,
         }
@@ -505,6 +530,10 @@ impl Config {
         }
         let policy = &mut self.policy;
         policy.client_certificate = ClientCertificate::Off;
+        policy.oauth = true;
+        policy.session_binding = SessionBinding::Connection;
+        policy.password_reset_by_mail = true;
+        policy.openid_tokens = true;
         policy.registration = Registration::Open;
         policy.shared_secret_registration = true;
         policy.admin_api = true;
@@ -548,6 +577,25 @@ impl Config {
         if self.policy.guests && self.policy.client_certificate == ClientCertificate::Connection {
             problems
                 .push("policy.guests needs policy.client_certificate = \"off\": guests have none".to_owned());
+        }
+        if self.policy.session_binding == SessionBinding::Login {
+            if !self.policy.oauth || self.policy.client_certificate != ClientCertificate::Connection {
+                problems.push(
+                    "policy.session_binding = \"login\" needs policy.oauth = true and \
+                     policy.client_certificate = \"connection\""
+                        .to_owned(),
+                );
+            }
+            if self.tls.strict_handshake {
+                problems.push(
+                    "policy.session_binding = \"login\" and tls.strict_handshake = true exclude each other: such \
+                     sessions come without a certificate"
+                        .to_owned(),
+                );
+            }
+        }
+        if !(1..=600).contains(&self.limits.access_token_seconds) {
+            problems.push("limits.access_token_seconds is between 1 and 600".to_owned());
         }
         if !(1..=168).contains(&self.policy.break_glass_hours) {
             problems.push("policy.break_glass_hours is between 1 and 168".to_owned());

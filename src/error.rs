@@ -75,6 +75,10 @@ pub enum Code {
     ThreepidInUse,
     /// The check of the address has not happened yet.
     ThreepidAuthFailed,
+    /// An address of this kind is not taken for this.
+    ThreepidDenied,
+    /// An identity server could not confirm an address: none is asked.
+    ThreepidUnconfirmed,
     /// The third-party server is not trusted.
     ServerNotTrusted,
     /// The same reaction was sent before.

@@ -122,6 +122,7 @@ fn public_routes(config: &Config) -> Result<Routes> {
     let routes = api::well_known::routes(api::client::routes())
         .at(::http::Method::GET, "/_heya/style.css", api::pages::style)
         .at(::http::Method::GET, "/_heya/icon.svg", api::pages::icon);
+    let routes = api::pages::public_routes(api::oauth::routes(routes));
     api::web::routes(routes, config)
 }
 
@@ -466,7 +467,12 @@ async fn hourly(server: &Arc<Server>) -> Result<()> {
     let before = server.now() - 30 * 86_400_000;
     server
         .commit(Hint::default(), move |batch| {
-            Box::pin(async move { store::events::forget_txns(batch.sql().await?, before).await })
+            Box::pin(async move {
+                let now = batch.now;
+                let conn = batch.sql().await?;
+                store::oauth::forget_old(conn, now).await?;
+                store::events::forget_txns(conn, before).await
+            })
         })
         .await?;
     Ok(())

@@ -1,18 +1,18 @@
 //! One running homeserver: what every request needs, put together once at the start.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use ruma::{OwnedServerName, OwnedUserId, UserId};
 
 use crate::{
     accounts::{
-        login::Lockout, moderation::Moderation, passwords::Passwords, sessions::Sessions,
-        terminals::Terminals,
+        interactive::Interactive, login::Lockout, moderation::Moderation, oauth, passwords::Passwords,
+        sessions::Sessions, terminals::Terminals,
     },
     appservices::Appservices,
     audit::Chain,
     clock::Clock,
-    config::Config,
+    config::{ClientCertificate, Config, SessionBinding},
     error::{Error, Result},
     http::limits::Limiter,
     media::Blobs,
@@ -63,8 +63,10 @@ pub struct Server {
     pub sliding: crate::sync::sliding::connection::Connections,
     /// Blobs of media.
     pub blobs: Blobs,
-    /// What user-interactive authentications were begun for, and when, by their session.
-    pub interactive: Mutex<HashMap<String, (String, i64)>>,
+    /// User-interactive authentications under way.
+    pub interactive: Interactive,
+    /// What the OAuth 2.0 API has under way: device grants, sessions of the account page.
+    pub oauth: oauth::Under,
     /// Nonces of registration by shared secret.
     pub nonces: Mutex<Vec<String>>,
     /// Looks at rooms that the audit log has.
@@ -173,7 +175,8 @@ impl Server {
             pushers,
             sliding: crate::sync::sliding::connection::Connections::default(),
             blobs: Blobs::new(data.join("media")),
-            interactive: Mutex::default(),
+            interactive: Interactive::default(),
+            oauth: oauth::Under::default(),
             nonces: Mutex::default(),
             looks: crate::reading::Looks::default(),
             limiter: Limiter::default(),
@@ -217,6 +220,14 @@ impl Server {
         F: for<'b> FnOnce(&'b mut Batch) -> UnitFuture<'b, T> + Send + 'static,
     {
         self.committer.submit(hint, unit).await
+    }
+
+    /// Whether a session may be bound to its log-in (DESIGN 2).
+    pub fn allows_login_binding(&self) -> bool {
+        let policy = &self.config.policy;
+        policy.oauth
+            && policy.session_binding == SessionBinding::Login
+            && policy.client_certificate == ClientCertificate::Connection
     }
 
     /// Whether a user id is of this server.

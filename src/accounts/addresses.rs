@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use ruma::UserId;
+use ruma::{OwnedUserId, UserId};
 
-use super::sessions::hash_of;
+use super::{
+    sessions::hash_of,
+    terminals::{self, Known},
+};
 use crate::{
     error::{Code, Result, invalid, refuse},
     rooms::{batch::Batch, committer::Hint},
@@ -31,41 +34,86 @@ pub fn normal(address: &str) -> Result<String> {
     if ok { Ok(address.to_lowercase()) } else { Err(invalid("That is not an e-mail address.")) }
 }
 
+/// What a check of an address is for. A link that was opened for one thing never does the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Adding the address to an account.
+    Add,
+    /// A new password instead of a forgotten one.
+    Reset,
+}
+
+impl Purpose {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+/// A new password instead of a forgotten one: how long the link is good, and how many links wait at once.
+const RESET_MS: i64 = 3_600_000;
+const RESETS_MAX: i64 = 3;
+
 /// Owes a mail with a single-use link, and returns the session id of the check. The same attempt again sends nothing.
 pub async fn request_check(
     server: &Arc<Server>,
     address: &str,
     client_secret: String,
     attempt: i64,
+    purpose: Purpose,
 ) -> Result<String> {
     let address = normal(address)?;
-    let link_base = format!("{}/mail/verify", server.config.enrol_url());
+    let page = match purpose {
+        Purpose::Add => "verify",
+        Purpose::Reset => "reset",
+    };
+    let link_base = format!("{}/mail/{page}", server.config.enrol_url());
     let now = server.now();
     let sid = server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 if let Some(known) =
-                    store::accounts::check_of(batch.reading(), &client_secret, &address).await?
+                    store::accounts::check_of(batch.reading(), &client_secret, &address, purpose.word())
+                        .await?
                     && known.attempt >= attempt
                     && known.expires_at > now
                 {
                     return Ok(known.sid);
                 }
+                // The answer is the same whether somebody has the address or nobody.
+                let wanted = match purpose {
+                    Purpose::Add => true,
+                    Purpose::Reset => can_be_reset(batch, &address, now).await?,
+                };
                 let token = crate::clock::random_token(43);
+                let life = match purpose {
+                    Purpose::Add => CHECK_HOURS * 3_600_000,
+                    Purpose::Reset => RESET_MS,
+                };
                 let check = AddressCheck {
                     sid: crate::clock::random_token(24),
                     client_secret,
                     address: address.clone(),
                     token_hash: hash_of(&token),
                     attempt,
-                    expires_at: now + CHECK_HOURS * 3_600_000,
+                    expires_at: now + life,
                     validated_at: None,
+                    purpose: purpose.word().to_owned(),
                 };
                 let conn = batch.sql().await?;
                 store::accounts::put_check(conn, &check).await?;
+                if !wanted {
+                    return Ok(check.sid);
+                }
                 let mail = Mail {
                     id: store::meta::next_number(conn, "mail", 1).await?,
-                    template: "verify_address".to_owned(),
+                    template: match purpose {
+                        Purpose::Add => "verify_address",
+                        Purpose::Reset => "password_reset",
+                    }
+                    .to_owned(),
                     lang: "ja".to_owned(),
                     address,
                     parameters: serde_json::json!({"link": format!("{link_base}?token={token}")}).to_string(),
@@ -77,6 +125,48 @@ pub async fn request_check(
         .await?;
     server.mail_owed.notify_waiters();
     Ok(sid)
+}
+
+/// Whether a mail for a new password goes to an address: exactly one account has it, and not many links wait already.
+async fn can_be_reset(batch: &mut Batch, address: &str, now: i64) -> Result<bool> {
+    let waiting = store::accounts::checks_waiting(batch.reading(), address, "reset", now).await?;
+    Ok(waiting < RESETS_MAX && owner(batch.reading(), address).await?.is_some())
+}
+
+/// The one account that has an address, where it is active and has a password of its own. An address that several share
+/// speaks for none of them.
+async fn owner(conn: &mut store::Conn, address: &str) -> Result<Option<store::accounts::Account>> {
+    let users = store::accounts::users_of_address(conn, address).await?;
+    let [user_id] = users.as_slice() else { return Ok(None) };
+    let account = store::accounts::account(conn, user_id).await?;
+    Ok(account.filter(|account| account.status == "active" && account.password_own))
+}
+
+/// The check that proves who forgot a password, where its link was opened and this terminal is one of the account's
+/// facilities; and whose it is.
+pub async fn confirmed_reset(
+    server: &Server,
+    sid: &str,
+    client_secret: &str,
+    terminal: Option<&Known>,
+) -> Result<Option<store::accounts::Account>> {
+    let now = server.now();
+    let mut conn = server.db.read().await?;
+    let check = store::accounts::check(&mut conn, sid).await?.filter(|check| {
+        check.purpose == "reset"
+            && check.client_secret == client_secret
+            && check.expires_at > now
+            && check.validated_at.is_some()
+    });
+    let Some(check) = check else { return Ok(None) };
+    let Some(account) = owner(&mut conn, &check.address).await? else { return Ok(None) };
+    if let Some(known) = terminal {
+        let user_id = OwnedUserId::try_from(account.user_id.as_str())?;
+        if !terminals::belongs(&mut conn, &user_id, known.facility).await? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(account))
 }
 
 /// Owes an account a mail, to its first address; nothing where it has none. The bridge is woken after the commit.
@@ -105,11 +195,13 @@ pub async fn owe_mail(
 }
 
 /// The person pressed the button on the page behind the link. False where the link is used up or too old.
-pub async fn confirm(server: &Arc<Server>, token: &str) -> Result<bool> {
+pub async fn confirm(server: &Arc<Server>, token: &str, purpose: Purpose) -> Result<bool> {
     let (hash, now) = (hash_of(token), server.now());
     server
         .commit(Hint::default(), move |batch| {
-            Box::pin(async move { store::accounts::confirm_check(batch.sql().await?, &hash, now).await })
+            Box::pin(async move {
+                store::accounts::confirm_check(batch.sql().await?, &hash, purpose.word(), now).await
+            })
         })
         .await
 }
@@ -123,7 +215,11 @@ pub async fn add(server: &Arc<Server>, user_id: &UserId, sid: &str, client_secre
                 let now = batch.now;
                 let check = store::accounts::check(batch.reading(), &sid)
                     .await?
-                    .filter(|check| check.client_secret == client_secret && check.expires_at > now)
+                    .filter(|check| {
+                        check.purpose == "add"
+                            && check.client_secret == client_secret
+                            && check.expires_at > now
+                    })
                     .ok_or_else(|| {
                         refuse(
                             Code::ThreepidNotFound,

@@ -162,14 +162,7 @@ pub async fn begin(
         // guess with, and could fill the log and the memory of failures.
         if held {
             let locks = server.lockout.failed(&counted, None, now);
-            let attempt = Attempt {
-                id: id.clone(),
-                password: String::new(),
-                terminal: None,
-                device_id: None,
-                device_name: None,
-                address,
-            };
+            let attempt = Attempt::on_page(&id, "", None, address);
             record_failure(server, &attempt, &id, locks).await?;
         }
         return Err(refused());

@@ -9,7 +9,7 @@ use unicode_normalization::UnicodeNormalization as _;
 use super::{
     addresses::owe_mail,
     passwords::PASSWORD_BYTES_MAX,
-    sessions,
+    sessions::{self, Tokens},
     terminals::{self, Known},
 };
 use crate::{
@@ -101,8 +101,25 @@ pub struct Attempt {
     pub device_id: Option<String>,
     /// The device's name.
     pub device_name: Option<String>,
+    /// The client can refresh its access token.
+    pub refreshes: bool,
     /// Where from.
     pub address: std::net::IpAddr,
+}
+
+impl Attempt {
+    /// One of a page, which makes no session.
+    pub fn on_page(id: &str, password: &str, terminal: Option<Known>, address: std::net::IpAddr) -> Self {
+        Self {
+            id: id.to_owned(),
+            password: password.to_owned(),
+            terminal,
+            device_id: None,
+            device_name: None,
+            refreshes: false,
+            address,
+        }
+    }
 }
 
 /// A login that succeeded.
@@ -111,8 +128,8 @@ pub struct LoggedIn {
     pub user_id: OwnedUserId,
     /// The device.
     pub device_id: String,
-    /// The access token.
-    pub token: String,
+    /// The tokens.
+    pub tokens: Tokens,
 }
 
 /// The one refusal.
@@ -168,24 +185,37 @@ pub fn user_id_of(server: &Server, id: &str) -> Option<OwnedUserId> {
     server.is_local(&user_id).then_some(user_id)
 }
 
-/// Logs in.
-pub async fn log_in(server: &Arc<Server>, attempt: Attempt) -> Result<LoggedIn> {
+/// Who it is that logs in, by ID, password and terminal; makes no session. Every way in goes through here: one hash run,
+/// one refusal, the same counting.
+pub async fn authenticate(server: &Arc<Server>, attempt: &Attempt) -> Result<OwnedUserId> {
     let id = typed(server, &attempt.id);
     let now = server.now();
     let terminal = attempt.terminal.as_ref().map(|known| known.terminal);
-    let Some(user_id) = who_is(server, &attempt, &id).await? else {
+    let Some(user_id) = who_is(server, attempt, &id).await? else {
         let locks = server.lockout.failed(&id, terminal, now);
-        record_failure(server, &attempt, &id, locks).await?;
+        record_failure(server, attempt, &id, locks).await?;
         return Err(refused());
     };
     server.lockout.succeeded(&id, terminal);
+    Ok(user_id)
+}
+
+/// Logs in.
+pub async fn log_in(server: &Arc<Server>, attempt: Attempt) -> Result<LoggedIn> {
+    let user_id = authenticate(server, &attempt).await?;
     check_device(attempt.device_id.as_deref(), attempt.device_name.as_deref())?;
     let device_id = attempt.device_id.clone().unwrap_or_else(|| crate::clock::readable_code(10));
     let sessions = Arc::clone(&server.sessions);
-    let device_name = attempt.device_name.clone();
-    let (for_unit, device) = (user_id.clone(), device_id.clone());
-    let entry = entry(&attempt, user_id.as_str(), now, "login", "ok");
-    let token = server
+    let new = sessions::New {
+        device_name: attempt.device_name.clone(),
+        refreshed_after: attempt
+            .refreshes
+            .then_some(i64::from(server.config.limits.access_token_seconds) * 1000),
+        ..sessions::New::here(user_id.clone(), device_id.clone(), attempt.terminal.as_ref())
+    };
+    let for_unit = user_id.clone();
+    let entry = entry(&attempt, user_id.as_str(), server.now(), "login", "ok");
+    let tokens = server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 // Between the check and this unit the account may have been ended.
@@ -193,15 +223,13 @@ pub async fn log_in(server: &Arc<Server>, attempt: Attempt) -> Result<LoggedIn> 
                 if account.is_none_or(|account| account.status != "active") {
                     return Err(refused());
                 }
-                let token =
-                    sessions::begin(batch, &sessions, &for_unit, &device, device_name.as_deref(), terminal)
-                        .await?;
+                let tokens = sessions::begin(batch, &sessions, new).await?;
                 batch.audit(entry);
-                Ok(token)
+                Ok(tokens)
             })
         })
         .await?;
-    Ok(LoggedIn { user_id, device_id, token })
+    Ok(LoggedIn { user_id, device_id, tokens })
 }
 
 /// Bounds on what a client calls itself.
@@ -215,7 +243,8 @@ pub fn check_device(device_id: Option<&str>, name: Option<&str>) -> Result<()> {
     }
 }
 
-fn entry(attempt: &Attempt, actor: &str, now: i64, action: &str, result: &str) -> audit::Entry {
+/// A line of the audit log about a log-in.
+pub fn entry(attempt: &Attempt, actor: &str, now: i64, action: &str, result: &str) -> audit::Entry {
     audit::Entry {
         at: now,
         actor: actor.to_owned(),
@@ -287,14 +316,7 @@ pub async fn confirm_password(
     if right {
         server.lockout.succeeded(&id, terminal);
     } else if server.lockout.failed(&id, terminal, now) {
-        let attempt = Attempt {
-            id: id.clone(),
-            password: String::new(),
-            terminal: known.cloned(),
-            device_id: None,
-            device_name: None,
-            address,
-        };
+        let attempt = Attempt::on_page(&id, "", known.cloned(), address);
         record_failure(server, &attempt, &id, true).await?;
     }
     Ok(right)

@@ -148,6 +148,22 @@ impl Terminals {
         }
     }
 
+    /// The terminal of a registered certificate that is good now, by its serial number in hex: for those who showed it
+    /// before and come without it (DESIGN 2, `login`).
+    pub fn of_serial(&self, serial: &str, now_ms: i64) -> Option<Known> {
+        let state = self.state.read();
+        let one = state.certificates.get(serial)?;
+        let listed = state
+            .outside
+            .as_ref()
+            .is_some_and(|list| unhex(serial).is_some_and(|serial| list.contains(&serial)));
+        if one.revoked || listed || one.not_after < now_ms {
+            return None;
+        }
+        let facility = *state.facilities.get(&one.terminal)?;
+        Some(Known { terminal: one.terminal, facility, serial: serial.to_owned() })
+    }
+
     /// Takes a revocation list of the city's own CA and ends the connections that it names.
     pub fn revoke_by_list(&self, list: RevokedSerials) {
         let list = Arc::new(list);

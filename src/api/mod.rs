@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod internal;
+pub mod oauth;
 pub mod pages;
 pub mod web;
 pub mod well_known;

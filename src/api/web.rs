@@ -67,7 +67,7 @@ async fn client_config(server: Arc<Server>, _: Call) -> Result<Answer> {
         "default_server_config": {"m.homeserver": {"base_url": base_url, "server_name": server.name}},
         "brand": server.config.city.service,
         "default_country_code": "JP",
-        "setting_defaults": {"language": "ja", "UIFeature.registration": false, "UIFeature.passwordReset": false,
+        "setting_defaults": {"language": "ja", "UIFeature.registration": false, "UIFeature.passwordReset": server.config.policy.password_reset_by_mail,
             "UIFeature.thirdPartyId": true, "UIFeature.identityServer": false, "UIFeature.widgets": false,
             "UIFeature.voip": false, "UIFeature.advancedEncryption": false, "UIFeature.shareQrCode": false,
             "UIFeature.shareSocial": false, "urlPreviewsEnabled": false},

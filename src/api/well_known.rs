@@ -29,6 +29,13 @@ async fn client(server: Arc<Server>, _: Call) -> Result<Answer> {
         answer["io.element.e2ee"] =
             json!({"default": false, "force_disable": true, "secure_backup_required": false});
     }
+    if server.config.policy.oauth {
+        // Clients from before v1.15 look for the OAuth 2.0 API here.
+        let base = crate::accounts::oauth::base(&server);
+        answer["org.matrix.msc2965.authentication"] = json!({
+            "issuer": crate::accounts::oauth::issuer(&server), "account": format!("{base}/account"),
+        });
+    }
     Ok(answer.into())
 }
 

@@ -12,7 +12,7 @@ use super::route::bearer;
 use crate::{
     accounts::{
         guests, moderation,
-        sessions::LiveSession,
+        sessions::{self, Binding, LiveSession},
         terminals::{Known, Standing},
     },
     config::ClientCertificate,
@@ -59,6 +59,16 @@ pub struct Requester {
     pub terminal: Option<Known>,
     /// Where from.
     pub address: SocketAddr,
+}
+
+/// Who is calling where the specification lets people in without a token to replace a forgotten password: somebody with one,
+/// or a connection.
+#[derive(Clone, Debug)]
+pub enum Asker {
+    /// Authenticated.
+    Known(Requester),
+    /// Without a token.
+    Unknown(Peer),
 }
 
 impl Requester {
@@ -142,9 +152,42 @@ pub async fn requester(server: &Arc<Server>, parts: &http::request::Parts) -> Re
         Listener::Internal => appservice(server, parts, token()?, &peer).await,
         Listener::Enrol => Err(refuse(Code::Unrecognized, "This address is for enrolment only.")),
         Listener::Public => {
-            let terminal = terminal(server, &peer)?;
-            session(server, parts, token()?, terminal, &peer)
+            let shown = match terminal(server, &peer) {
+                Ok(shown) => shown,
+                // A session of the `login` binding comes without a certificate; what is no session is told so.
+                Err(refused) => match shown_before(server, &peer, bearer(&parts.headers)) {
+                    Some(_) => None,
+                    None => return Err(refused),
+                },
+            };
+            let who = session(server, parts, token()?, shown, &peer)?;
+            if let Some(session) = who.session.as_ref().filter(|s| s.unused.load(Ordering::Acquire)) {
+                sessions::settle(server, session).await?;
+            }
+            Ok(who)
         }
+    }
+}
+
+/// A connection without a token, where the city lets people replace a forgotten password; elsewhere a token is missing.
+pub fn without_token(server: &Server, parts: &http::request::Parts) -> Result<Peer> {
+    let peer = peer(parts)?;
+    if server.config.policy.password_reset_by_mail && peer.listener == Listener::Public {
+        Ok(peer)
+    } else {
+        Err(refuse(Code::MissingToken, "An access token is needed in the Authorization header."))
+    }
+}
+
+/// What a token may do on a connection without a certificate, where the city allows the `login` binding: a session of that
+/// binding is let through (`Some(true)`), and a token of no session is told so (`Some(false)`). Nothing else comes in.
+pub fn shown_before(server: &Server, peer: &Peer, token: Option<&str>) -> Option<bool> {
+    if !server.allows_login_binding() || !matches!(*peer.presented, Presented::None) {
+        return None;
+    }
+    match server.sessions.of_token(token?) {
+        Some(session) => (session.binding == Binding::Login).then_some(true),
+        None => Some(false),
     }
 }
 
@@ -158,19 +201,18 @@ fn session(
     let session = server.sessions.of_token(token).ok_or_else(|| {
         refuse(Code::UnknownToken { soft_logout: false }, "This session has ended: please log in.")
     })?;
-    // The `connection` binding: the token is worth nothing on another terminal (C4), and where certificates are asked
-    // for, a session without a terminal (from before the policy was so) is worth nothing at all.
-    if session.terminal != terminal.as_ref().map(|known| known.terminal) {
+    let now = server.now();
+    let terminal = bound(server, &session, terminal, now)?;
+    if session.has_expired(now) {
         return Err(refuse(
             Code::UnknownToken { soft_logout: true },
-            "This session belongs to another terminal: please log in on this one.",
+            "The access token has run out: please refresh it, or log in.",
         ));
     }
     if guests::is_guest(&session.user_id) && !guests::may_call(&parts.method, parts.uri.path()) {
         return Err(refuse(Code::GuestAccessForbidden, "Guests may not do this."));
     }
     moderation::check(server, &session.user_id, &parts.method, parts.uri.path())?;
-    let now = server.now();
     session.last_seen.store(now, Ordering::Relaxed);
     *session.last_address.lock() = Some(peer.address.ip());
     if server.config.policy.rate_limits {
@@ -184,6 +226,25 @@ fn session(
         terminal,
         address: peer.address,
     })
+}
+
+/// The terminal that a session's request counts as coming from, where its binding holds.
+fn bound(server: &Server, session: &LiveSession, shown: Option<Known>, now: i64) -> Result<Option<Known>> {
+    let another = || {
+        refuse(
+            Code::UnknownToken { soft_logout: true },
+            "This session belongs to another terminal: please log in on this one.",
+        )
+    };
+    if session.binding == Binding::Login && server.allows_login_binding() && shown.is_none() {
+        // Its certificate was shown at the log-in, and is asked after all the same.
+        let serial = session.certificate.as_deref().unwrap_or_default();
+        let known = server.terminals.of_serial(serial, now).ok_or_else(another)?;
+        return if session.terminal == Some(known.terminal) { Ok(Some(known)) } else { Err(another()) };
+    }
+    // The token is worth nothing on another terminal (C4), and where certificates are asked for, a session without a
+    // terminal (from before the policy was so) is worth nothing at all.
+    if session.terminal == shown.as_ref().map(|known| known.terminal) { Ok(shown) } else { Err(another()) }
 }
 
 /// An appservice, on the internal listener: as its own user, or as one of its namespace (`?user_id=`), and there as one of

@@ -120,6 +120,31 @@ fn is_open(path: &str) -> bool {
         || ["/_heya/health", "/_heya/style.css", "/_heya/icon.svg"].contains(&path)
 }
 
+/// Pages of the public listener that forms are posted to: no other origin reads them, though browsers send their certificate
+/// with requests of other sites too.
+fn is_page(path: &str) -> bool {
+    ["/oauth2/authorize", "/oauth2/link", "/account"].contains(&path) || path.starts_with("/account/")
+}
+
+/// Where other services ask whose an OpenID token is (server-server API, "OpenID").
+pub const OPENID_USERINFO: &str = "/_matrix/federation/v1/openid/userinfo";
+
+/// What apps that show their certificate at the log-in only must reach without one, where the city allows that (DESIGN 2):
+/// what the server is, and the OAuth 2.0 endpoints, whose codes and tokens were given to somebody who showed one.
+fn is_open_to_apps(path: &str) -> bool {
+    [
+        "/_matrix/client/versions",
+        "/_matrix/client/v3/login",
+        "/_matrix/client/v1/auth_metadata",
+        "/_matrix/client/unstable/org.matrix.msc2965/auth_metadata",
+        "/oauth2/register",
+        "/oauth2/token",
+        "/oauth2/revoke",
+        "/oauth2/device",
+    ]
+    .contains(&path)
+}
+
 /// Before every handler: the host, the certificate, preflights. After it: headers.
 async fn pass(
     axum::extract::State(guard): axum::extract::State<Arc<Guard>>,
@@ -130,6 +155,7 @@ async fn pass(
     let template =
         request.extensions().get::<axum::extract::MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
+    let page = is_page(request.uri().path());
     let response = match check(&guard, &request) {
         Some(response) => response,
         None => next.run(request).await,
@@ -142,7 +168,7 @@ async fn pass(
         ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         "request"
     );
-    with_headers(response, guard.kind)
+    with_headers(response, guard.kind, page)
 }
 
 fn check(guard: &Guard, request: &Request) -> Option<Response> {
@@ -165,10 +191,11 @@ fn check(guard: &Guard, request: &Request) -> Option<Response> {
         let presented = request.extensions().get::<Peer>().map(|peer| Arc::clone(&peer.presented));
         let presented = presented.unwrap_or_else(|| Arc::new(Presented::None));
         let (standing, _) = guard.server.terminals.standing(&presented, guard.server.now());
-        if standing != Standing::Valid {
-            let api = path.starts_with("/_matrix/")
-                || path.starts_with("/_heya/")
-                || path.starts_with("/_synapse/");
+        if standing != Standing::Valid && !comes_without(&guard.server, request, path) {
+            let api = ["/_matrix/", "/_heya/", "/_synapse/", "/oauth2/"]
+                .iter()
+                .any(|start| path.starts_with(start))
+                && !is_page(path);
             return Some(if api {
                 reply::error(caller::certificate_refused(standing))
             } else {
@@ -184,15 +211,30 @@ fn check(guard: &Guard, request: &Request) -> Option<Response> {
     None
 }
 
+/// Whether a request may go on without a certificate although connections show one: because of the `login` binding.
+fn comes_without(server: &Server, request: &Request, path: &str) -> bool {
+    if path == OPENID_USERINFO {
+        // Other services ask here, who have no terminal.
+        return server.config.policy.openid_tokens;
+    }
+    let Some(peer) = request.extensions().get::<Peer>() else { return false };
+    if !server.allows_login_binding() || !matches!(*peer.presented, Presented::None) {
+        return false;
+    }
+    let token = route::bearer(request.headers());
+    is_open_to_apps(path)
+        || path.starts_with("/_matrix/") && caller::shown_before(server, peer, token).is_some()
+}
+
 /// CORS as the client-server API asks ("Web Browser Clients"), and that nothing is guessed or framed.
-fn with_headers(mut response: Response, kind: Listener) -> Response {
+fn with_headers(mut response: Response, kind: Listener, page: bool) -> Response {
     let headers = response.headers_mut();
     let mut put = |name: header::HeaderName, value: &'static str| {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     };
     put(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     put(header::REFERRER_POLICY, "same-origin");
-    if kind == Listener::Public {
+    if kind == Listener::Public && !page {
         put(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*");
         put(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, DELETE, OPTIONS");
         put(header::ACCESS_CONTROL_ALLOW_HEADERS, "X-Requested-With, Content-Type, Authorization");

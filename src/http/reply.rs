@@ -42,6 +42,8 @@ pub fn status(code: Code) -> (StatusCode, &'static str) {
         Code::ThreepidNotFound => (StatusCode::BAD_REQUEST, "M_THREEPID_NOT_FOUND"),
         Code::ThreepidInUse => (StatusCode::BAD_REQUEST, "M_THREEPID_IN_USE"),
         Code::ThreepidAuthFailed => (StatusCode::BAD_REQUEST, "M_THREEPID_AUTH_FAILED"),
+        Code::ThreepidDenied => (StatusCode::FORBIDDEN, "M_THREEPID_DENIED"),
+        Code::ThreepidUnconfirmed => (StatusCode::FORBIDDEN, "M_THREEPID_AUTH_FAILED"),
         Code::ServerNotTrusted => (StatusCode::FORBIDDEN, "M_SERVER_NOT_TRUSTED"),
         Code::DuplicateAnnotation => (StatusCode::BAD_REQUEST, "M_DUPLICATE_ANNOTATION"),
         Code::UrlNotSet => (StatusCode::BAD_REQUEST, "M_URL_NOT_SET"),

@@ -24,7 +24,7 @@ use ruma::api::{
 };
 
 use super::{
-    caller::{self, Peer, Requester},
+    caller::{self, Asker, Peer, Requester},
     json, reply,
 };
 use crate::{
@@ -51,11 +51,22 @@ impl Caller for Peer {
     }
 }
 
+impl Caller for Asker {
+    async fn find(server: &Arc<Server>, parts: &http::request::Parts) -> Result<Self> {
+        if parts.headers.contains_key(header::AUTHORIZATION) {
+            caller::requester(server, parts).await.map(Self::Known)
+        } else {
+            caller::without_token(server, parts).map(Self::Unknown)
+        }
+    }
+}
+
 /// Which caller type fits a specification's authentication; checked when the router is built.
 pub trait Accepts<C> {}
 impl Accepts<Requester> for AccessToken {}
 impl Accepts<Requester> for AccessTokenOptional {}
 impl Accepts<Peer> for AccessTokenOptional {}
+impl Accepts<Asker> for AccessTokenOptional {}
 impl Accepts<Requester> for AppserviceToken {}
 impl Accepts<Requester> for AppserviceTokenOptional {}
 impl Accepts<Peer> for AppserviceTokenOptional {}

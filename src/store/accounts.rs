@@ -224,7 +224,8 @@ pub async fn set_status(conn: &mut Conn, user_id: &str, status: &str, now: i64) 
 
 // ── Sessions ────────────────────────────────────────────────────────────────────────────────
 
-/// A session: an access token, by its hash, bound to a device and a terminal.
+/// A session: an access token, by its hash, bound to a device and a terminal. After a refresh the device has a second
+/// row until the new token is used.
 #[derive(Clone, Debug, sqlx::FromRow)]
 pub struct Session {
     /// SHA-256 of the token, in hex.
@@ -233,34 +234,51 @@ pub struct Session {
     pub user_id: String,
     /// The Matrix device.
     pub device_id: String,
-    /// The terminal whose certificate every request must show; none where the policy asks for none.
+    /// The terminal on which the log-in was; none where the policy asks for no certificate.
     pub terminal: Option<i64>,
+    /// `connection`, `login` or `none` (DESIGN 2).
+    pub binding: String,
+    /// When the access token runs out (ms).
+    pub expires_at: Option<i64>,
+    /// The OAuth client.
+    pub client_id: Option<String>,
+    /// What the OAuth client was given.
+    pub scope: Option<String>,
+    /// The serial number (hex) of the certificate shown at the log-in.
+    pub certificate: Option<String>,
+    /// It came by a refresh and was not used yet.
+    pub unused: bool,
+}
+
+/// All sessions.
+pub async fn all_sessions(conn: &mut Conn) -> Result<Vec<Session>> {
+    all!(
+        conn,
+        Session,
+        "SELECT token_hash, user_id, device_id, terminal, binding, expires_at, client_id, scope, certificate, unused \
+         FROM sessions"
+    )
 }
 
 /// Makes a session.
-pub async fn insert_session(conn: &mut Conn, session: &Session, binding: &str, now: i64) -> Result<()> {
+pub async fn insert_session(conn: &mut Conn, session: &Session, now: i64) -> Result<()> {
     run!(
         conn,
-        "INSERT INTO sessions (token_hash, user_id, device_id, terminal, binding, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO sessions (token_hash, user_id, device_id, terminal, binding, created_at, expires_at, client_id, \
+         scope, certificate, unused) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         &session.token_hash,
         &session.user_id,
         &session.device_id,
         session.terminal,
-        binding,
-        now
+        &session.binding,
+        now,
+        session.expires_at,
+        &session.client_id,
+        &session.scope,
+        &session.certificate,
+        session.unused
     )?;
     Ok(())
-}
-
-/// A session by its token's hash.
-pub async fn session(conn: &mut Conn, token_hash: &str) -> Result<Option<Session>> {
-    one!(
-        conn,
-        Session,
-        "SELECT token_hash, user_id, device_id, terminal FROM sessions WHERE token_hash = $1",
-        token_hash
-    )
 }
 
 /// The sessions of a user, or of one device of theirs.
@@ -268,8 +286,8 @@ pub async fn sessions_of(conn: &mut Conn, user_id: &str, device_id: Option<&str>
     all!(
         conn,
         Session,
-        "SELECT token_hash, user_id, device_id, terminal FROM sessions \
-         WHERE user_id = $1 AND (CAST($2 AS TEXT) IS NULL OR device_id = $2)",
+        "SELECT token_hash, user_id, device_id, terminal, binding, expires_at, client_id, scope, certificate, unused \
+         FROM sessions WHERE user_id = $1 AND (CAST($2 AS TEXT) IS NULL OR device_id = $2)",
         user_id,
         device_id
     )
@@ -280,14 +298,42 @@ pub async fn sessions_of_terminal(conn: &mut Conn, terminal: i64) -> Result<Vec<
     all!(
         conn,
         Session,
-        "SELECT token_hash, user_id, device_id, terminal FROM sessions WHERE terminal = $1",
+        "SELECT token_hash, user_id, device_id, terminal, binding, expires_at, client_id, scope, certificate, unused \
+         FROM sessions WHERE terminal = $1",
         terminal
     )
 }
 
-/// Ends a session.
-pub async fn delete_session(conn: &mut Conn, token_hash: &str) -> Result<()> {
+/// The devices of a user that have a session: (device, when the log-in or its last refresh was, terminal, OAuth client).
+pub async fn logged_in(
+    conn: &mut Conn,
+    user_id: &str,
+) -> Result<Vec<(String, i64, Option<i64>, Option<String>)>> {
+    all!(
+        conn,
+        (String, i64, Option<i64>, Option<String>),
+        "SELECT device_id, created_at, terminal, client_id FROM sessions WHERE user_id = $1 AND NOT unused \
+         ORDER BY created_at DESC",
+        user_id
+    )
+}
+
+/// Forgets one access token of a session.
+pub async fn delete_token(conn: &mut Conn, token_hash: &str) -> Result<()> {
     run!(conn, "DELETE FROM sessions WHERE token_hash = $1", token_hash)?;
+    Ok(())
+}
+
+/// The access token that came by a refresh is in use now.
+pub async fn token_is_used(conn: &mut Conn, token_hash: &str) -> Result<()> {
+    run!(conn, "UPDATE sessions SET unused = FALSE WHERE token_hash = $1", token_hash)?;
+    Ok(())
+}
+
+/// Ends the session of a device, with all of its tokens; the device stays.
+pub async fn delete_session(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<()> {
+    run!(conn, "DELETE FROM sessions WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
+    run!(conn, "DELETE FROM refresh_tokens WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     Ok(())
 }
 
@@ -538,35 +584,59 @@ pub struct AddressCheck {
     pub expires_at: i64,
     /// When the person confirmed.
     pub validated_at: Option<i64>,
+    /// `add` (to an account) or `reset` (a password).
+    pub purpose: String,
 }
 
 /// Records a check.
 pub async fn put_check(conn: &mut Conn, check: &AddressCheck) -> Result<()> {
     run!(
         conn,
-        "INSERT INTO threepid_checks (sid, client_secret, address, token_hash, attempt, expires_at, validated_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO threepid_checks (sid, client_secret, address, token_hash, attempt, expires_at, validated_at, purpose) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         &check.sid,
         &check.client_secret,
         &check.address,
         &check.token_hash,
         check.attempt,
         check.expires_at,
-        check.validated_at
+        check.validated_at,
+        &check.purpose
     )?;
     Ok(())
 }
 
-/// The check of one client secret and address.
-pub async fn check_of(conn: &mut Conn, client_secret: &str, address: &str) -> Result<Option<AddressCheck>> {
+/// The check of one client secret, address and purpose.
+pub async fn check_of(
+    conn: &mut Conn,
+    client_secret: &str,
+    address: &str,
+    purpose: &str,
+) -> Result<Option<AddressCheck>> {
     one!(
         conn,
         AddressCheck,
-        "SELECT sid, client_secret, address, token_hash, attempt, expires_at, validated_at FROM threepid_checks \
-         WHERE client_secret = $1 AND address = $2 ORDER BY attempt DESC LIMIT 1",
+        "SELECT sid, client_secret, address, token_hash, attempt, expires_at, validated_at, purpose \
+         FROM threepid_checks WHERE client_secret = $1 AND address = $2 AND purpose = $3 \
+         ORDER BY attempt DESC LIMIT 1",
         client_secret,
-        address
+        address,
+        purpose
     )
+}
+
+/// How many checks of an address wait for somebody to open their link.
+pub async fn checks_waiting(conn: &mut Conn, address: &str, purpose: &str, now: i64) -> Result<i64> {
+    Ok(one!(
+        conn,
+        (i64,),
+        "SELECT COUNT(*) FROM threepid_checks WHERE address = $1 AND purpose = $2 AND expires_at > $3 \
+         AND validated_at IS NULL",
+        address,
+        purpose,
+        now
+    )?
+    .map_or(0, |(n,)| n))
 }
 
 /// A check by its session id.
@@ -574,20 +644,21 @@ pub async fn check(conn: &mut Conn, sid: &str) -> Result<Option<AddressCheck>> {
     one!(
         conn,
         AddressCheck,
-        "SELECT sid, client_secret, address, token_hash, attempt, expires_at, validated_at FROM threepid_checks \
-         WHERE sid = $1",
+        "SELECT sid, client_secret, address, token_hash, attempt, expires_at, validated_at, purpose \
+         FROM threepid_checks WHERE sid = $1",
         sid
     )
 }
 
-/// Marks the check with this token as confirmed; false where there is none that waits.
-pub async fn confirm_check(conn: &mut Conn, token_hash: &str, now: i64) -> Result<bool> {
+/// Marks the check with this token as confirmed; false where there is none that waits for it.
+pub async fn confirm_check(conn: &mut Conn, token_hash: &str, purpose: &str, now: i64) -> Result<bool> {
     Ok(run!(
         conn,
         "UPDATE threepid_checks SET validated_at = $2 \
-         WHERE token_hash = $1 AND validated_at IS NULL AND expires_at > $2",
+         WHERE token_hash = $1 AND purpose = $3 AND validated_at IS NULL AND expires_at > $2",
         token_hash,
-        now
+        now,
+        purpose
     )? == 1)
 }
 
@@ -595,6 +666,12 @@ pub async fn confirm_check(conn: &mut Conn, token_hash: &str, now: i64) -> Resul
 pub async fn delete_check(conn: &mut Conn, sid: &str) -> Result<()> {
     run!(conn, "DELETE FROM threepid_checks WHERE sid = $1", sid)?;
     Ok(())
+}
+
+/// The accounts that have an address.
+pub async fn users_of_address(conn: &mut Conn, address: &str) -> Result<Vec<String>> {
+    let rows = all!(conn, (String,), "SELECT user_id FROM threepids WHERE address = $1 LIMIT 2", address)?;
+    Ok(rows.into_iter().map(|(user_id,)| user_id).collect())
 }
 
 /// The addresses of a user: (address, validated at, added at).

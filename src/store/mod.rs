@@ -31,6 +31,7 @@ pub mod life;
 pub mod media;
 pub mod meta;
 pub mod moderation;
+pub mod oauth;
 pub mod personal;
 pub mod push;
 pub mod relations;

@@ -20,8 +20,8 @@ export const PASSWORD = "Yama-no-4-Kawa!";
 
 /** A city that runs. */
 export class City {
-    /** Starts one; `clientDir` is the web client it serves ("" for none). */
-    static async start({ clientDir = "" } = {}) {
+    /** Starts one; `clientDir` is the web client it serves ("" for none), `policy` lines of that section. */
+    static async start({ clientDir = "", policy = [] } = {}) {
         const city = new City();
         city.folder = mkdtempSync(join(tmpdir(), "heya-browser-"));
         const [listen, enrol, internal, bot, mail] = await freePorts(5);
@@ -39,6 +39,8 @@ export class City {
                 `enrol_listen = "127.0.0.1:${enrol}"`,
                 `internal_listen = "127.0.0.1:${internal}"`,
                 `data_dir = "${join(city.folder, "data")}"`,
+                "[policy]",
+                ...policy,
                 "[city]",
                 'name = "〇〇市"',
                 'service = "在宅ケア連携ネット"',

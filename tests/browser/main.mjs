@@ -21,7 +21,7 @@ let failed = 0;
 try {
     const city = await City.start({ clientDir });
     cities.push(city);
-    const bare = await City.start();
+    const bare = await City.start({ policy: ["oauth = true"] });
     cities.push(bare);
     chromium = await launch();
     const facility = await city.facility("あおば訪問看護ステーション");

@@ -1,6 +1,7 @@
 // What people see before they are in: enrolment in a browser without a certificate, and the refusals.
 
 import assert from "node:assert/strict";
+import { createHash, randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { newPage, shoot } from "./browser.mjs";
 import { CONTACT, PASSWORD, request } from "./city.mjs";
@@ -177,6 +178,79 @@ export function pagesTests(test, { browser, city, facility, bare }) {
             await page.context().close();
         });
     }
+
+    test("an app asks to be logged in: the page names it, and Chromium goes back to it with a code", async () => {
+        const other = bare();
+        const person = await other.enrol(await other.person(await other.facility("さくら診療所"), "伊藤四郎"));
+        const redirect = "https://app.example.com/callback";
+        const registered = await other.api(person, "POST", "/oauth2/register", {
+            client_uri: "https://app.example.com/",
+            client_name: "訪問看護アプリ",
+            redirect_uris: [redirect],
+            grant_types: ["authorization_code", "refresh_token"],
+        });
+        assert.equal(registered.status, 201, registered.text);
+        const verifier = randomBytes(32).toString("base64url");
+        const asked = new URLSearchParams({
+            response_type: "code",
+            response_mode: "fragment",
+            client_id: JSON.parse(registered.text).client_id,
+            redirect_uri: redirect,
+            state: "opaque",
+            scope: "urn:matrix:client:api:* urn:matrix:client:device:BROWSERTEST",
+            code_challenge: createHash("sha256").update(verifier).digest("base64url"),
+            code_challenge_method: "S256",
+        });
+        const page = await newPage(browser(), other.certificate(person));
+        await page.context().route("https://app.example.com/**", (route) =>
+            route.fulfill({ contentType: "text/html", body: "<title>back</title>" }),
+        );
+        await page.goto(`${other.origin}/oauth2/authorize?${asked}`);
+        await showsContact(page);
+        const main = await page.locator("main").innerText();
+        for (const words of ["訪問看護アプリ", "app.example.com", "市は確認していません", "受付のパソコン"]) {
+            assert.ok(main.includes(words), words);
+        }
+        await shoot(page, "oauth-authorize");
+        await page.getByLabel("利用者ID").fill(person.loginId);
+        await page.getByLabel("パスワード").fill("Wrong-1-password");
+        await page.getByRole("button", { name: /ログインする/ }).click();
+        assert.match(await page.getByRole("alert").innerText(), /利用者IDまたはパスワードが違うか/);
+        await shoot(page, "oauth-authorize-wrong");
+        await page.getByLabel("パスワード").fill(PASSWORD);
+        await page.getByRole("button", { name: /ログインする/ }).click();
+        // The page's policy lets the form's answer lead there, and nowhere else.
+        await page.waitForURL((url) => url.origin === "https://app.example.com");
+        const answer = new URLSearchParams(new URL(page.url()).hash.slice(1));
+        assert.equal(answer.get("state"), "opaque");
+        const handedIn = new URLSearchParams({
+            grant_type: "authorization_code",
+            client_id: asked.get("client_id"),
+            code: answer.get("code"),
+            redirect_uri: redirect,
+            code_verifier: verifier,
+        });
+        const tokens = await other.api(person, "POST", "/oauth2/token", Buffer.from(handedIn.toString()), {
+            "content-type": "application/x-www-form-urlencoded",
+        });
+        assert.equal(tokens.status, 200, tokens.text);
+
+        await page.goto(`${other.origin}/oauth2/authorize?client_id=x&redirect_uri=https://evil.example/`);
+        await shoot(page, "oauth-wrong");
+        await page.goto(`${other.origin}/oauth2/link`);
+        await shoot(page, "oauth-link");
+        await page.goto(`${other.origin}/account`);
+        await shoot(page, "account-login");
+        await page.getByLabel("利用者ID").fill(person.loginId);
+        await page.getByLabel("パスワード").fill(PASSWORD);
+        await page.getByRole("button", { name: /続ける/ }).click();
+        await page.getByRole("heading", { name: "ログイン中のアプリ" }).waitFor();
+        assert.match(await page.locator("main").innerText(), /訪問看護アプリ/);
+        await shoot(page, "account");
+        await page.goto(`${other.origin}/account?action=org.matrix.account_deactivate`);
+        await shoot(page, "account-deactivate");
+        await page.context().close();
+    });
 
     test("discovery is open without a certificate; a city without a web client explains itself", async () => {
         const answer = await request(`${city.origin}/.well-known/matrix/client`, { agent: city.agent });

@@ -84,8 +84,8 @@ class Asker:
             "user_id": user, "userId": user, "event_type": "m.room.message", "eventType": "m.room.topic", "stateKey": "x",
             "device_id": "NONE", "receipt_type": "m.read", "rel_type": "m.thread", "type": "jp.example.x", "tag": "m.favourite",
             "filterId": "0", "serverName": server_name, "mediaId": media_id, "fileName": "photo.png", "kind": "override",
-            "rule_id": "x", "keyName": "displayname", "protocol": "x", "appserviceId": "city", "terminal": "1",
-            "deviceId": "NONE", "deleteId": "NONE",
+             "rule_id": "x", "keyName": "displayname", "protocol": "x", "appserviceId": "city", "terminal": "1", "idpId": "x",
+             "deviceId": "NONE", "deleteId": "NONE",
         }
         return re.sub(r"\{(\w+)\}", lambda found: quote(values[found[1]]), template)
 
@@ -99,7 +99,7 @@ class Asker:
             "/ban": {"user_id": self.member.user_id}, "/unban": {"user_id": self.member.user_id},
             "/read_markers": {"m.fully_read": self.event}, "{eventType}": {"topic": "x"}, "{eventType}/": {"topic": "x"},
             "{stateKey}": {"topic": "x"}, "/typing/{user_id}": {"typing": True, "timeout": 1000}, "/status": {"presence": "online"},
-            "displayname": {"displayname": "x"}, "{keyName}": {"displayname": "x"}, "/{tag}": {"order": 0.5},
+            "refresh": {"refresh_token": "x"}, "displayname": {"displayname": "x"}, "{keyName}": {"displayname": "x"}, "/{tag}": {"order": 0.5},
             "/email/requestToken": {"client_secret": "x", "email": "a@example.jp", "send_attempt": 1},
             "login": {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "p999999"}, "password": "x"},
         }.items():
@@ -108,7 +108,7 @@ class Asker:
         return {}
 
     QUERIES = {"/messages": "dir=b", "/register/available": "username=x", "/keys/changes": "from=x&to=x",
-               "/preview_url": "url=https://example.jp", "/thumbnail/{serverName}/{mediaId}": "width=32&height=32"}
+               "/validity": "token=x", "/preview_url": "url=https://example.jp", "/thumbnail/{serverName}/{mediaId}": "width=32&height=32"}
 
     def ask(self, client: Client, row: dict[str, str], me: str, token: str) -> str:
         """What the table would call the answer."""

@@ -1,11 +1,12 @@
-//! `/login`, `/logout`, `/account/whoami`.
+//! `/login`, `/refresh`, `/logout`, `/account/whoami`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use ruma::api::client::{
     account::whoami,
     session::{
         get_login_types::v3 as types, login::v3 as login, logout::v3 as logout, logout_all::v3 as logout_all,
+        refresh_token::v3 as refresh,
     },
     uiaa::UserIdentifier,
 };
@@ -13,12 +14,12 @@ use ruma::api::client::{
 use crate::{
     accounts::{
         login::{Attempt, log_in},
-        sessions,
+        sessions::{self, Refreshed, Refreshing},
     },
     error::{Code, Result, refuse},
     http::{
         caller::{self, Peer, Requester},
-        route::Routes,
+        route::{Answer, Call, Routes},
     },
     rooms::committer::Hint,
     server::Server,
@@ -28,10 +29,19 @@ use crate::{
 pub fn routes(routes: Routes) -> Routes {
     routes
         .raw::<types::Request, Peer, _, _>(|server, peer, _| async move {
-            caller::terminal(&server, &peer)?;
-            Ok(serde_json::json!({"flows": [{"type": "m.login.password"}]}).into())
+            match caller::terminal(&server, &peer) {
+                Ok(_) => Ok(serde_json::json!({"flows": [{"type": "m.login.password"}]}).into()),
+                // Apps that cannot show their certificate find the OAuth 2.0 API: no other way in is theirs.
+                Err(_) if caller::shown_before(&server, &peer, Some("")).is_some() => {
+                    Ok(serde_json::json!({"flows": []}).into())
+                }
+                Err(refused) => Err(refused),
+            }
         })
         .endpoint::<login::Request, Peer, _, _>(login)
+        .endpoint::<refresh::Request, Peer, _, _>(refresh)
+        .at(http::Method::GET, "/_matrix/client/v3/login/sso/redirect", no_sso)
+        .at(http::Method::GET, "/_matrix/client/v3/login/sso/redirect/{idpId}", no_sso)
         .endpoint::<logout::Request, Requester, _, _>(|server, who, _| async move {
             let (user_id, device) = (who.user_id.clone(), who.device()?.to_owned());
             end(&server, who, move |batch, sessions| {
@@ -82,11 +92,47 @@ async fn login(server: Arc<Server>, peer: Peer, request: login::Request) -> Resu
             terminal,
             device_id: request.device_id.map(String::from),
             device_name: request.initial_device_display_name,
+            refreshes: request.refresh_token,
             address: peer.address.ip(),
         },
     )
     .await?;
-    Ok(login::Response::new(done.user_id, done.token, done.device_id.into()))
+    let mut response = login::Response::new(done.user_id, done.tokens.access, done.device_id.into());
+    response.refresh_token = done.tokens.refresh;
+    response.expires_in = done.tokens.expires_in_ms.and_then(milliseconds);
+    Ok(response)
+}
+
+fn milliseconds(ms: i64) -> Option<Duration> {
+    u64::try_from(ms).ok().map(Duration::from_millis)
+}
+
+/// New tokens for a session of `m.login.password` or registration, on its own terminal.
+async fn refresh(server: Arc<Server>, peer: Peer, request: refresh::Request) -> Result<refresh::Response> {
+    let terminal = caller::terminal(&server, &peer)?;
+    if server.config.policy.rate_limits {
+        server.limiter.allow_before_login(peer.address.ip(), server.now())?;
+    }
+    let asked =
+        Refreshing { token: request.refresh_token, client_id: None, terminal, address: peer.address.ip() };
+    match sessions::refresh(&server, asked).await? {
+        Refreshed::Tokens(tokens) => {
+            let mut response = refresh::Response::new(tokens.access);
+            response.refresh_token = tokens.refresh;
+            response.expires_in_ms = tokens.expires_in_ms.and_then(milliseconds);
+            Ok(response)
+        }
+        Refreshed::Refused | Refreshed::Reused => Err(refuse(
+            Code::UnknownToken { soft_logout: true },
+            "This refresh token is not known or was used before: please log in.",
+        )),
+    }
+}
+
+/// There is no single sign-on: whoever is sent here came by a wrong link.
+async fn no_sso(server: Arc<Server>, call: Call) -> Result<Answer> {
+    caller::terminal(&server, &caller::peer(&call.parts)?)?;
+    Err(refuse(Code::Unrecognized, "Single sign-on is not offered here."))
 }
 
 async fn end<F>(server: &Arc<Server>, who: Requester, unit: F) -> Result<()>

@@ -16,6 +16,7 @@ mod directory;
 mod keys;
 mod login;
 mod media;
+mod openid;
 mod profile;
 mod push;
 mod register;
@@ -50,6 +51,7 @@ pub fn routes() -> Routes {
         appservice::routes,
         thirdparty::routes,
         synapse::routes,
+        openid::routes,
     ] {
         routes = add(routes);
     }

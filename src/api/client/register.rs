@@ -7,6 +7,7 @@ use ruma::{
     UserId,
     api::client::{
         account::{
+            check_registration_token_validity as validity,
             get_username_availability::v3 as available,
             register::{LoginType, v3 as register},
         },
@@ -56,6 +57,14 @@ pub fn routes(routes: Routes) -> Routes {
             free_name(&server, &request.username).await?;
             Ok(json!({"available": true}).into())
         })
+        .raw::<validity::v1::Request, Peer, _, _>(|server, peer, request| async move {
+            caller::terminal(&server, &peer)?;
+            slow_down(&server, &peer)?;
+            if server.config.policy.registration != Registration::Token {
+                return Err(closed());
+            }
+            Ok(json!({"valid": is_registration_token(&server, &request.token)?}).into())
+        })
         .at(http::Method::GET, "/_synapse/admin/v1/register", |server, _| async move {
             allow_shared_secret(&server)?;
             let nonce = crate::clock::random_token(32);
@@ -92,8 +101,7 @@ async fn answer(
     let passed = match (&request.auth, server.config.policy.registration) {
         (Some(AuthData::Dummy(_)), Registration::Open) => true,
         (Some(AuthData::RegistrationToken(given)), Registration::Token) => {
-            let token = crate::files::secret(&server.data().join("keys").join("registration.token"))?;
-            Sha256::digest(given.token.as_bytes()) == Sha256::digest(token.as_bytes())
+            is_registration_token(&server, &given.token)?
         }
         _ => false,
     };
@@ -115,6 +123,11 @@ async fn answer(
         passwords::check_rules(&password, server.config.policy.password_length_min, &[&name])?;
     }
     make(&server, user_id, Some(&password), "open", &request).await
+}
+
+fn is_registration_token(server: &Server, given: &str) -> Result<bool> {
+    let token = crate::files::secret(&server.data().join("keys").join("registration.token"))?;
+    Ok(Sha256::digest(given.as_bytes()) == Sha256::digest(token.as_bytes()))
 }
 
 /// Who has no account yet is counted by address, as log-ins are.
@@ -238,7 +251,9 @@ async fn make(
     crate::accounts::login::check_device(device.as_deref(), device_name.as_deref())?;
     let sessions = Arc::clone(&server.sessions);
     let (for_unit, device_id) = (user_id.clone(), device.clone());
-    let token = server
+    let refreshed_after =
+        request.refresh_token.then_some(i64::from(server.config.limits.access_token_seconds) * 1000);
+    let tokens = server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 if store::accounts::account(batch.reading(), for_unit.as_str()).await?.is_some() {
@@ -249,9 +264,12 @@ async fn make(
                 store::accounts::insert_account(batch.sql().await?, &account, &key, now).await?;
                 match device_id {
                     Some(device) => {
-                        sessions::begin(batch, &sessions, &for_unit, &device, device_name.as_deref(), None)
-                            .await
-                            .map(Some)
+                        let new = sessions::New {
+                            device_name,
+                            refreshed_after,
+                            ..sessions::New::here(for_unit, device, None)
+                        };
+                        sessions::begin(batch, &sessions, new).await.map(Some)
                     }
                     None => Ok(None),
                 }
@@ -259,9 +277,13 @@ async fn make(
         })
         .await?;
     let mut answer = json!({"user_id": user_id});
-    if let (Some(token), Some(device)) = (token, device) {
-        answer["access_token"] = token.into();
+    if let (Some(tokens), Some(device)) = (tokens, device) {
+        answer["access_token"] = tokens.access.into();
         answer["device_id"] = device.into();
+        if let (Some(refresh), Some(ms)) = (tokens.refresh, tokens.expires_in_ms) {
+            answer["refresh_token"] = refresh.into();
+            answer["expires_in_ms"] = ms.into();
+        }
     }
     Ok(answer.into())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::response::Response;
 use http::{HeaderValue, Method, StatusCode, header};
 
-use super::{Common, field, fields, page, redirect, render, sentence};
+use super::{Common, field, fields, page, redirect, render, sent_cookie, sentence};
 use crate::{
     accounts::{
         enrol::{self, Choice, Enrolment, Finished},
@@ -121,9 +121,7 @@ fn with_cookie(answer: Answer, cookie: &str) -> Answer {
 }
 
 fn session(server: &Server, call: &Call) -> Option<Arc<Enrolment>> {
-    let cookies = call.parts.headers.get(header::COOKIE)?.to_str().ok()?;
-    let cookie = cookies.split(';').find_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('='))?;
-    server.enrolments.of(cookie, server.now())
+    server.enrolments.of(sent_cookie(call, COOKIE)?, server.now())
 }
 
 fn password(

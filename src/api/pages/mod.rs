@@ -14,6 +14,8 @@ use crate::{
     server::Server,
 };
 
+mod account;
+mod authorize;
 mod enrol;
 mod mail;
 
@@ -237,13 +239,23 @@ pub fn refused(server: &Server, standing: Standing) -> Result<Answer> {
 
 /// A page with its headers.
 pub fn render(status: StatusCode, page: &impl Template) -> Result<Answer> {
+    render_with(status, page, HeaderValue::from_static(POLICY))
+}
+
+/// A page whose form is answered with a redirect to `target`, an origin or a scheme.
+fn render_to(status: StatusCode, page: &impl Template, target: &str) -> Result<Answer> {
+    let policy = POLICY.replace("form-action 'self'", &format!("form-action 'self' {target}"));
+    let policy = HeaderValue::from_str(&policy).map_err(|error| Error::internal(error.to_string()))?;
+    render_with(status, page, policy)
+}
+
+fn render_with(status: StatusCode, page: &impl Template, policy: HeaderValue) -> Result<Answer> {
     let text = page.render().map_err(|error| Error::internal(error.to_string()))?;
     let mut response = Response::new(text.into());
     *response.status_mut() = status;
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::CACHE_CONTROL, "no-store"),
         (header::REFERRER_POLICY, "same-origin"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -251,7 +263,13 @@ pub fn render(status: StatusCode, page: &impl Template) -> Result<Answer> {
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
+    headers.insert(header::CONTENT_SECURITY_POLICY, policy);
     Ok(Answer::Response(response))
+}
+
+/// The routes of the public listener: pages of the OAuth log-in and of one's account.
+pub fn public_routes(routes: Routes) -> Routes {
+    account::routes(authorize::routes(routes))
 }
 
 /// 303 to a path of this listener.
@@ -276,6 +294,15 @@ pub(super) async fn fields(server: &Server, call: &mut Call) -> Result<Vec<(Stri
         }
     }
     Ok(form(&String::from_utf8_lossy(&body)))
+}
+
+/// A cookie of a request. Over HTTP/2 a browser may send each in a field of its own (RFC 9113, 8.2.3); and cookies know no
+/// ports, so that those of the other listener come too.
+fn sent_cookie<'a>(call: &'a Call, name: &str) -> Option<&'a str> {
+    let fields = call.parts.headers.get_all(header::COOKIE).iter().filter_map(|field| field.to_str().ok());
+    fields
+        .flat_map(|field| field.split(';'))
+        .find_map(|pair| pair.trim().strip_prefix(name)?.strip_prefix('='))
 }
 
 /// A field of a form; "" where it is missing.
