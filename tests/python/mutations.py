@@ -35,7 +35,7 @@ KEYS = ["", "a", "type", "user_id", "room_id", "sender", "auth", "content", "__p
 # Path segments as they stand in the request.
 SEGMENTS = [
     "", "x", "%00", "a%00b", "%FF%FE", "%C0%80", "%ED%A0%80", "..", ".", "%2e%2e", "%2F", "..%2F..%2F..%2Fetc%2Fpasswd", "%5C..%5C", "%", "%zz",
-    "%2", "*", "%0d%0aX-Y:%20z", "%F0%9F%98%80", "%E3%81%82" * 100, "!", "!x", "!%3A", "!x:y", "@", "@:", "@x", "@x:example.jp", "#x:example.jp",
+    "%2", "*", "%0d%0aX-Y:%20z", "%F0%9F%98%80", "%E3%81%82" * 100, "!", "!x", "!%3A", "!x:y", "@", "@:", "@x", "@x:example.jp", "%23x:example.jp",
     "$", "$x", "$" + "a" * 43, "%24" + "A" * 43, "a" * 255, "a" * 256, "a" * 5000, ";a=b", "a+b", "~", "-1", "0", "1e9", "99999999999999999999", "null",
     "%27%20OR%201%3D1", "m.room.member", "m.room.power_levels", "m.room.create", "m.fully_read", "m.push_rules", ".m.rule.master", "%E2%80%AE",
 ]

@@ -11,6 +11,7 @@ import base64
 import dataclasses
 import json
 import pathlib
+import re
 import secrets
 import tempfile
 from typing import Any, Callable, Iterator
@@ -75,12 +76,12 @@ class World:
     """A server with people, rooms and an appservice. In a city the rooms are the city's, and who may do much in them is
     the city's own user; in the open profile it is whoever made them."""
 
-    def __init__(self, profile: str) -> None:
+    def __init__(self, profile: str, database: str = "sqlite") -> None:
         self.profile = profile
         self.appservice = Appservice("bridge", users="@bridge_.*", aliases="#bridge_.*", protocols=["testnet"])
         self.folder = tempfile.TemporaryDirectory(prefix="heya-contract-")
         registration = self.appservice.registration(pathlib.Path(self.folder.name))
-        self.server = Server(profile=profile, config={"appservices": {"bridge": registration}})
+        self.server = Server(database, profile, config={"appservices": {"bridge": registration}})
         self._appservice_answers()
         self.me, self.other, self.third = (self.new_person() for _ in range(3))
         # Rooms of a city have no upgrades, aliases or bans by their members.
@@ -1422,6 +1423,41 @@ def _(w: World):
 @scenario("queryUserByID")
 def _(w: World):
     yield Call(query={"userid": f"@bridge_x:{w.server.server_name}"})
+
+
+# Routes beside the specification -------------------------------------------------------------------------------------
+
+# Bodies that reach far into the operation; all others begin with an empty one.
+FURTHER_BODIES: dict[str, dict] = {
+    "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync": {
+        "conn_id": "main", "lists": {"all": {
+            "ranges": [[0, 20]], "timeline_limit": 3, "required_state": [["m.room.member", "$LAZY"], ["*", "*"]],
+            "filters": {"is_dm": False, "is_encrypted": False, "is_invite": False, "spaces": [], "room_types": [None], "not_room_types": ["m.space"],
+                        "tags": ["m.favourite"], "not_tags": []}, "include_heroes": True}},
+        "room_subscriptions": {"!x:example.jp": {"timeline_limit": 1, "required_state": []}},
+        "extensions": {"to_device": {"enabled": True, "limit": 10, "since": "1"}, "e2ee": {"enabled": True}, "account_data": {"enabled": True, "lists": ["all"]},
+                       "typing": {"enabled": True, "rooms": ["*"]}, "receipts": {"enabled": True, "lists": ["*"]},
+                       "org.matrix.msc4308.thread_subscriptions": {"enabled": True}}},
+}
+FURTHER_QUERIES = {"/_matrix/client/unstable/org.matrix.simplified_msc3575/sync": {"timeout": 0}}
+
+
+def further(w: World, method: str, path: str) -> Call:
+    """A call of a route that the specification's data does not have. Administration is asked as city staff, and of
+    somebody and something that nobody needs."""
+    admin = path.startswith("/_synapse/")
+    server = w.server.server_name
+    values = {"room": "!none:example.jp" if admin else w.room, "user": f"@nobody:{server}" if admin else w.me.user_id, "event": w.event,
+              "txn": unique(), "type": "m.room.topic", "state": "", "device": "NONE", "rel": "m.thread", "server": server}
+    names = re.findall(r"\{(\w+)\}", path)
+    given = {name: next((value for start, value in values.items() if start in name.lower()), "x") for name in names}
+    call = Call(given, query=FURTHER_QUERIES.get(path, {}), client=w.admin if admin and w.city else w.me.client)
+    if method in ("POST", "PUT"):
+        if path.startswith(("/_matrix/", "/_synapse/")):
+            call.body = FURTHER_BODIES.get(path, {})
+        else:
+            call.raw, call.headers = b"a=b&c=d", {"Content-Type": "application/x-www-form-urlencoded"}
+    return call
 
 
 # Sending -------------------------------------------------------------------------------------------------------------

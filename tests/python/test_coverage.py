@@ -89,11 +89,17 @@ def refusal(operation: str) -> Refusal | None:
 
 
 @functools.cache
-def served() -> frozenset[tuple[str, str]]:
-    """Method and shape of the path of every route of the public listener."""
+def routes() -> list[tuple[str, str]]:
+    """Method and path of every route of the public listener."""
     done = subprocess.run([binary(), "routes"], capture_output=True, text=True, check=True, timeout=60)
     rows = [line.split("\t") for line in done.stdout.splitlines()]
-    return frozenset((method, spec.shape(path)) for listener, method, path in rows if listener == "public")
+    return [(method, path) for listener, method, path in rows if listener == "public"]
+
+
+@functools.cache
+def served() -> frozenset[tuple[str, str]]:
+    """The same without the names of the paths' parameters."""
+    return frozenset((method, spec.shape(path)) for method, path in routes())
 
 
 def clients() -> list[spec.Endpoint]:
