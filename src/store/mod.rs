@@ -20,6 +20,7 @@ pub mod accounts;
 pub mod appservices;
 pub mod audit;
 pub mod events;
+pub mod key_backups;
 pub mod keys;
 pub mod life;
 pub mod media;

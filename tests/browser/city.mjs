@@ -21,7 +21,7 @@ export const PASSWORD = "Yama-no-4-Kawa!";
 /** A city that runs. */
 export class City {
     /** Starts one; `clientDir` is the web client it serves ("" for none). */
-    static async start({ clientDir = "" } = {}) {
+    static async start({ clientDir = "", encryption = "forbidden" } = {}) {
         const city = new City();
         city.folder = mkdtempSync(join(tmpdir(), "heya-browser-"));
         const [listen, enrol, internal, bot, mail] = await freePorts(5);
@@ -47,6 +47,8 @@ export class City {
                 `bot_listen = "127.0.0.1:${bot}"`,
                 "[mail]",
                 `listen = "127.0.0.1:${mail}"`,
+                "[policy]",
+                `encryption = "${encryption}"`,
                 "[web]",
                 `client_dir = "${clientDir}"`,
                 "",

@@ -84,7 +84,7 @@ class Asker:
             "user_id": user, "userId": user, "event_type": "m.room.message", "eventType": "m.room.topic", "stateKey": "x",
             "device_id": "NONE", "receipt_type": "m.read", "rel_type": "m.thread", "type": "jp.example.x", "tag": "m.favourite",
             "filterId": "0", "serverName": server_name, "mediaId": media_id, "fileName": "photo.png", "kind": "override",
-            "rule_id": "x", "keyName": "displayname", "protocol": "x", "appserviceId": "city", "terminal": "1",
+            "version": "1", "sessionId": "x", "deviceId": "NONE", "rule_id": "x", "keyName": "displayname", "protocol": "x", "appserviceId": "city", "terminal": "1",
         }
         return re.sub(r"\{(\w+)\}", lambda found: quote(values[found[1]]), template)
 

@@ -10,6 +10,7 @@ use crate::{
 
 mod account;
 mod appservice;
+mod dehydrated;
 mod devices;
 mod directory;
 mod keys;
@@ -18,6 +19,7 @@ mod media;
 mod profile;
 mod push;
 mod register;
+mod room_keys;
 mod rooms;
 mod search;
 mod sync;
@@ -40,6 +42,8 @@ pub fn routes() -> Routes {
         sync::routes,
         user::routes,
         keys::routes,
+        room_keys::routes,
+        dehydrated::routes,
         directory::routes,
         media::routes,
         push::routes,
