@@ -59,6 +59,10 @@ pub enum Code {
     RoomInUse,
     /// The alias exists.
     AliasTaken,
+    /// A signature on a key is not right, or missing.
+    InvalidSignature,
+    /// The key backup is not the current one.
+    WrongRoomKeysVersion,
     /// The room's state would be invalid.
     InvalidRoomState,
     /// This room version is not offered.

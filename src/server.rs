@@ -122,6 +122,7 @@ impl Server {
         let name = OwnedServerName::try_from(config.server_name())?;
         let signer = Arc::new(signing_key(&keys, &name)?);
         let live = Arc::new(Live::load(&db, clock.now_ms()).await?);
+        crate::keys::check_no_encrypted_room(config.policy.encryption, &live.lists)?;
         let context = Context {
             db: Arc::clone(&db),
             live: Arc::clone(&live),

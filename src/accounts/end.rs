@@ -133,6 +133,7 @@ pub async fn account(
     }
     own_terminals(batch, parts, user_id, reason, acting, &mut ended).await?;
     ended.sessions += sessions::end_all(batch, &parts.sessions, user_id, None).await?;
+    crate::keys::forget_user(batch, &parts.sessions, user_id).await?;
     let rooms: Vec<_> = batch
         .live
         .user(user_id)

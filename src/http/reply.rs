@@ -34,6 +34,8 @@ pub fn status(code: Code) -> (StatusCode, &'static str) {
         Code::UnknownDevice => (StatusCode::BAD_REQUEST, "M_UNKNOWN_DEVICE"),
         Code::RoomInUse => (StatusCode::BAD_REQUEST, "M_ROOM_IN_USE"),
         Code::AliasTaken => (StatusCode::CONFLICT, "M_UNKNOWN"),
+        Code::InvalidSignature => (StatusCode::BAD_REQUEST, "M_INVALID_SIGNATURE"),
+        Code::WrongRoomKeysVersion => (StatusCode::FORBIDDEN, "M_WRONG_ROOM_KEYS_VERSION"),
         Code::InvalidRoomState => (StatusCode::BAD_REQUEST, "M_INVALID_ROOM_STATE"),
         Code::UnsupportedRoomVersion => (StatusCode::BAD_REQUEST, "M_UNSUPPORTED_ROOM_VERSION"),
         Code::GuestAccessForbidden => (StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN"),

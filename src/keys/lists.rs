@@ -33,10 +33,21 @@ struct Inner {
     signed: HashMap<OwnedUserId, BTreeMap<i64, OwnedUserId>>,
     /// Rooms with an `m.room.encryption`.
     encrypted: HashSet<OwnedRoomId>,
-    /// Who came into or went from an encrypted room; nobody where the room became an encrypted one.
-    moves: BTreeMap<i64, (OwnedRoomId, Option<OwnedUserId>)>,
+    /// By position.
+    moves: BTreeMap<i64, Move>,
     /// The moves up to here are not known.
     moves_after: i64,
+}
+
+/// Somebody came into or went from an encrypted room.
+#[derive(Clone, Debug)]
+pub struct Move {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// Who; nobody where the room became an encrypted one.
+    pub user_id: Option<OwnedUserId>,
+    /// Whether the user is a member, or was one until then. Whoever was only invited has not seen who is in the room.
+    pub member: bool,
 }
 
 /// What lies between two positions.
@@ -47,7 +58,7 @@ pub struct Between {
     /// Whom the asking user signed.
     pub signed: Vec<OwnedUserId>,
     /// Comings and goings in encrypted rooms; none where they are not known any more.
-    pub moves: Option<Vec<(OwnedRoomId, Option<OwnedUserId>)>>,
+    pub moves: Option<Vec<Move>>,
 }
 
 /// Whether a membership means that others encrypt for its user.
@@ -105,17 +116,18 @@ impl Lists {
     pub fn became_encrypted(&self, room_id: &RoomId, position: i64) {
         let mut inner = self.inner.write();
         if inner.encrypted.insert(room_id.to_owned()) {
-            inner.put(position, room_id.to_owned(), None);
+            inner.put(position, Move { room_id: room_id.to_owned(), user_id: None, member: false });
             self.newest.fetch_max(position, Ordering::AcqRel);
         }
     }
 
     /// Somebody came into a room or went from it; only encrypted rooms count.
-    pub fn moved(&self, room_id: &RoomId, user_id: &UserId, position: i64) {
+    pub fn moved(&self, room_id: &RoomId, user_id: &UserId, position: i64, member: bool) {
         if !self.is_encrypted(room_id) {
             return;
         }
-        self.inner.write().put(position, room_id.to_owned(), Some(user_id.to_owned()));
+        let one = Move { room_id: room_id.to_owned(), user_id: Some(user_id.to_owned()), member };
+        self.inner.write().put(position, one);
         self.newest.fetch_max(position, Ordering::AcqRel);
     }
 
@@ -127,6 +139,11 @@ impl Lists {
     /// Whether a room has an `m.room.encryption`.
     pub fn is_encrypted(&self, room_id: &RoomId) -> bool {
         self.inner.read().encrypted.contains(room_id)
+    }
+
+    /// How many rooms are encrypted.
+    pub fn encrypted_rooms(&self) -> usize {
+        self.inner.read().encrypted.len()
     }
 
     /// Of some rooms, those that are encrypted.
@@ -159,8 +176,8 @@ impl Lists {
 }
 
 impl Inner {
-    fn put(&mut self, position: i64, room_id: OwnedRoomId, user_id: Option<OwnedUserId>) {
-        self.moves.insert(position, (room_id, user_id));
+    fn put(&mut self, position: i64, one: Move) {
+        self.moves.insert(position, one);
         while self.moves.len() > MOVES_MAX {
             if let Some((gone, _)) = self.moves.pop_first() {
                 self.moves_after = self.moves_after.max(gone);

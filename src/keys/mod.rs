@@ -14,9 +14,14 @@ use crate::{
     store,
 };
 
+pub mod backup;
 pub mod counts;
+pub mod cross_signing;
+pub mod dehydrated;
+pub mod devices;
 pub mod lists;
 pub mod sync;
+pub mod to_device;
 
 /// Refuses what makes clients show key screens where encryption is forbidden.
 pub fn check_allowed(server: &Server) -> Result<()> {
@@ -28,10 +33,10 @@ pub fn check_allowed(server: &Server) -> Result<()> {
     }
 }
 
-/// Whether somebody may have another's keys, and write to the other's devices: they share a room, or one of them is
-/// invited where the other is (who writes to an invited person encrypts for them, too).
+/// Whether somebody may have another's keys, and write to the other's devices: they share a room, or the other is invited
+/// where the one is (who writes there encrypts for the invited, too).
 pub fn may_reach(server: &Server, user_id: &UserId, other: &UserId) -> bool {
-    server.live.meet(user_id, other)
+    server.live.reaches(user_id, other)
 }
 
 /// Says, in a unit, that a user's devices, their keys or the cross-signing keys changed. Whoever shares a room hears of it:
@@ -53,4 +58,28 @@ pub async fn devices_changed(batch: &mut Batch, user_id: &UserId) -> Result<i64>
         }
     });
     Ok(position)
+}
+
+/// Drops all keys of an account that ends, in its unit: devices, identity, signatures, backups.
+pub async fn forget_user(
+    batch: &mut Batch,
+    sessions: &Arc<crate::accounts::sessions::Sessions>,
+    user_id: &UserId,
+) -> Result<()> {
+    let devices = store::personal::devices(batch.reading(), user_id.as_str()).await?;
+    let devices = devices.into_iter().map(|device| device.device_id).collect();
+    crate::accounts::sessions::end_devices(batch, sessions, user_id, devices).await?;
+    store::keys::forget_user(batch.sql().await?, user_id.as_str()).await
+}
+
+/// Encryption was allowed and is not any more: rooms that are encrypted already would stay so, unseen by the city.
+pub fn check_no_encrypted_room(server_policy: Encryption, lists: &lists::Lists) -> Result<()> {
+    let encrypted = lists.encrypted_rooms();
+    if server_policy == Encryption::Forbidden && encrypted > 0 {
+        return Err(crate::error::Error::internal(format!(
+            "policy.encryption = \"forbidden\", but {encrypted} rooms are encrypted from the time when it was \"allowed\": \
+             the city could not read, search or export them. Set it to \"allowed\" again, or purge these rooms first"
+        )));
+    }
+    Ok(())
 }

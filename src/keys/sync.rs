@@ -8,7 +8,10 @@ use std::{
 
 use ruma::{OwnedUserId, UserId};
 
-use super::counts::{self, Counts};
+use super::{
+    counts::{self, Counts},
+    lists::Move,
+};
 use crate::{
     config::Encryption, error::Result, http::caller::Requester, rooms::committer::Hint, server::Server, store,
 };
@@ -77,35 +80,40 @@ pub fn device_lists(
     }
     let between = live.lists.between(user_id, since, upto);
     let mut changed: BTreeSet<OwnedUserId> =
-        between.changed.into_iter().filter(|other| live.meet(user_id, other)).collect();
+        between.changed.into_iter().filter(|other| live.reaches(user_id, other)).collect();
     changed.extend(between.signed);
     // Those who may have come to share an encrypted room, or have ceased to.
     let mut moved: BTreeSet<OwnedUserId> = BTreeSet::new();
     match between.moves {
         Some(moves) => {
-            for (room_id, who) in moves {
+            for Move { room_id, user_id: who, member } in moves {
+                let joined = live.is_joined(user_id, &room_id);
                 match who {
                     Some(who) if who != user_id => {
-                        if live.is_joined(user_id, &room_id) {
+                        if joined {
                             moved.insert(who);
                         }
                     }
-                    _ => {
-                        if live.membership(user_id, &room_id).is_some() {
-                            moved.extend(live.present(&room_id).iter().map(|user| user.user_id.clone()));
-                        }
-                    }
+                    Some(_) if !joined && !member => {}
+                    None if !joined => {}
+                    _ => moved.extend(live.present(&room_id).iter().map(|user| user.user_id.clone())),
                 }
             }
         }
-        None => moved.extend(live.in_encrypted_rooms_of(user_id).iter().map(|user| user.user_id.clone())),
+        // Not known any more: everybody with whom an encrypted room is shared.
+        None => moved.extend(
+            live.in_encrypted_rooms_of(user_id)
+                .iter()
+                .map(|user| user.user_id.clone())
+                .filter(|other| live.reaches_encrypted(user_id, other)),
+        ),
     }
     let mut left = Vec::new();
     for other in moved {
         if other == user_id {
             continue;
         }
-        if live.meet_encrypted(user_id, &other) {
+        if live.reaches_encrypted(user_id, &other) {
             changed.insert(other);
         } else if !changed.contains(&other) {
             left.push(other);

@@ -291,7 +291,9 @@ impl Live {
             if is_present(&membership.membership) {
                 present.entry(room_id.clone()).or_default().push(Arc::clone(user));
             }
-            lists.moved(&room_id, &user.user_id, membership.changed_at);
+            // Whether somebody who is gone had been a member, or only invited, is not known here.
+            let member = membership.membership == "join";
+            lists.moved(&room_id, &user.user_id, membership.changed_at, member);
             user.rooms.write().insert(room_id, membership);
         }
         // Milliseconds times a thousand: nobody types a thousand times in a millisecond.
@@ -352,14 +354,17 @@ impl Live {
         a == b || self.any_room_of_both(a, b, |_, a, b| a == "join" && b == "join")
     }
 
-    /// Whether two users share a room, or one of them is invited where the other is joined.
-    pub fn meet(&self, a: &UserId, b: &UserId) -> bool {
-        a == b || self.any_room_of_both(a, b, |_, a, b| meets(a, b))
+    /// Whether a user is joined where another is joined or invited: such a member encrypts for the other, too. The one who
+    /// is only invited learns nothing of the members.
+    pub fn reaches(&self, user_id: &UserId, other: &UserId) -> bool {
+        user_id == other || self.any_room_of_both(user_id, other, |_, a, b| a == "join" && is_present(b))
     }
 
-    /// As [`Live::meet`], in an encrypted room.
-    pub fn meet_encrypted(&self, a: &UserId, b: &UserId) -> bool {
-        self.any_room_of_both(a, b, |room_id, a, b| meets(a, b) && self.lists.is_encrypted(room_id))
+    /// As [`Live::reaches`], in an encrypted room.
+    pub fn reaches_encrypted(&self, user_id: &UserId, other: &UserId) -> bool {
+        self.any_room_of_both(user_id, other, |room_id, a, b| {
+            a == "join" && is_present(b) && self.lists.is_encrypted(room_id)
+        })
     }
 
     /// Whether a room that both users have to do with fits, by its id and their memberships.
@@ -441,7 +446,7 @@ impl Live {
             }
         }
         if now != before && (is_present(&now) || is_present(&before)) {
-            self.lists.moved(room_id, user_id, at);
+            self.lists.moved(room_id, user_id, at, now == "join" || before == "join");
         }
     }
 
@@ -607,11 +612,6 @@ impl Live {
             .map(|(room_id, room)| (room_id.clone(), room.typing_users()))
             .collect()
     }
-}
-
-/// Whether people with these memberships in one room are there for each other.
-fn meets(a: &str, b: &str) -> bool {
-    is_present(a) && is_present(b) && (a == "join" || b == "join")
 }
 
 /// Drops the half of the rooms that was used longest ago and that nobody holds.

@@ -26,6 +26,7 @@ pub mod appservices;
 pub mod audit;
 pub mod deletions;
 pub mod events;
+pub mod key_backups;
 pub mod keys;
 pub mod life;
 pub mod media;

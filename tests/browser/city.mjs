@@ -20,8 +20,8 @@ export const PASSWORD = "Yama-no-4-Kawa!";
 
 /** A city that runs. */
 export class City {
-    /** Starts one; `clientDir` is the web client it serves ("" for none), `policy` lines of that section. */
-    static async start({ clientDir = "", policy = [] } = {}) {
+    /** Starts one; `clientDir` is the web client it serves ("" for none), `policy` further lines of that section. */
+    static async start({ clientDir = "", policy = [], encryption = "forbidden" } = {}) {
         const city = new City();
         city.folder = mkdtempSync(join(tmpdir(), "heya-browser-"));
         const [listen, enrol, internal, bot, mail] = await freePorts(5);
@@ -49,6 +49,8 @@ export class City {
                 `bot_listen = "127.0.0.1:${bot}"`,
                 "[mail]",
                 `listen = "127.0.0.1:${mail}"`,
+                "[policy]",
+                `encryption = "${encryption}"`,
                 "[web]",
                 `client_dir = "${clientDir}"`,
                 "",

@@ -1,14 +1,15 @@
 // Runs the browser tests one after another against one city; the last line says how many passed and failed.
-// `pages`, `client` or `calls` as argument runs one part; within a part tests build on those before them.
+// `pages`, `client`, `calls` or `encryption` as argument runs one part; within a part tests build on those before them.
 
 import { bundle } from "./bundle.mjs";
 import { launch } from "./browser.mjs";
 import { callsTests } from "./calls.test.mjs";
 import { City } from "./city.mjs";
 import { clientTests } from "./client.test.mjs";
+import { encryptionTests } from "./encryption.test.mjs";
 import { pagesTests } from "./pages.test.mjs";
 
-const parts = { pages: pagesTests, client: clientTests, calls: callsTests };
+const parts = { pages: pagesTests, client: clientTests, calls: callsTests, encryption: encryptionTests };
 const wanted = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(parts);
 for (const part of wanted) if (!(part in parts)) throw new Error(`no part "${part}": ${Object.keys(parts).join(", ")}`);
 // A signal, too, runs what waits for the exit.
@@ -23,11 +24,13 @@ try {
     cities.push(city);
     const bare = await City.start({ policy: ["oauth = true"] });
     cities.push(bare);
+    const sealed = await City.start({ clientDir, encryption: "allowed" });
+    cities.push(sealed);
     chromium = await launch();
     const facility = await city.facility("あおば訪問看護ステーション");
     const tests = [];
     const test = (name, run) => tests.push({ name, run });
-    const given = { browser: () => chromium, city, facility, bare: () => bare };
+    const given = { browser: () => chromium, city, facility, bare: () => bare, sealed: () => sealed };
     for (const part of wanted) parts[part](test, given);
     for (const { name, run } of tests) {
         const began = performance.now();

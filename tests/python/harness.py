@@ -697,9 +697,9 @@ def unpack(content: bytes, password: str, folder: pathlib.Path) -> Terminal:
 # The command line ----------------------------------------------------------------------------------------------------
 
 
-def up(people: int, out: pathlib.Path, database: str) -> None:
+def up(people: int, out: pathlib.Path, database: str, encryption: str) -> None:
     """A city with people in one room, up until SIGTERM; what a browser test needs goes to `out`."""
-    server = Server(database, bot=True)
+    server = Server(database, bot=True, config={"policy": {"encryption": encryption}})
     try:
         staff = server.first_staff()
         facility = server.facility("あおば訪問看護", "visiting_nurse")
@@ -744,8 +744,9 @@ def main() -> None:
     start.add_argument("--people", type=int, default=3)
     start.add_argument("--out", type=pathlib.Path, default=pathlib.Path("city.json"))
     start.add_argument("--database", choices=["sqlite", "postgres"], default="sqlite")
+    start.add_argument("--encryption", choices=["forbidden", "allowed"], default="forbidden")
     given = arguments.parse_args()
-    up(given.people, given.out, given.database)
+    up(given.people, given.out, given.database, given.encryption)
 
 
 if __name__ == "__main__":

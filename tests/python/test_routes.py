@@ -85,7 +85,7 @@ class Asker:
             "device_id": "NONE", "receipt_type": "m.read", "rel_type": "m.thread", "type": "jp.example.x", "tag": "m.favourite",
             "filterId": "0", "serverName": server_name, "mediaId": media_id, "fileName": "photo.png", "kind": "override",
              "rule_id": "x", "keyName": "displayname", "protocol": "x", "appserviceId": "city", "terminal": "1", "idpId": "x",
-             "deviceId": "NONE", "deleteId": "NONE",
+             "deviceId": "NONE", "deleteId": "NONE", "version": "1", "sessionId": "x",
         }
         return re.sub(r"\{(\w+)\}", lambda found: quote(values[found[1]]), template)
 

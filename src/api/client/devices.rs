@@ -18,6 +18,7 @@ use crate::{
         reply,
         route::{Answer, Routes},
     },
+    keys,
     rooms::{batch::Batch, committer::Hint},
     server::Server,
     store,
@@ -81,6 +82,10 @@ enum Put {
 async fn put(batch: &mut Batch, who: &Requester, device_id: &str, name: Option<&str>) -> Result<Put> {
     let (now, user_id) = (batch.now, who.user_id.as_str());
     if store::personal::rename_device(batch.sql().await?, user_id, device_id, name).await? {
+        // Whoever looks the keys up sees the name beside them.
+        if store::keys::keys_of_device(batch.reading(), user_id, device_id).await?.is_some() {
+            keys::devices_changed(batch, &who.user_id).await?;
+        }
         return Ok(Put::Renamed);
     }
     if who.appservice.is_none() {

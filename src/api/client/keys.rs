@@ -1,61 +1,35 @@
-//! Devices' keys and messages to devices. With encryption forbidden devices still publish keys (clients insist), but no
-//! identity is ever cross-signed and no backup exists, so no client shows a key screen (DESIGN 13, STACK).
+//! Devices' keys, cross-signing, and messages to devices.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use http::Method;
-use ruma::{OwnedUserId, UserId};
+use ruma::api::client::uiaa::AuthData;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::uia;
 use crate::{
-    config::Encryption,
-    error::{Code, Result, forbidden, invalid, not_found, refuse},
+    error::{Code, Result, refuse},
     http::{
-        caller,
+        caller, reply,
         route::{Answer, Call, Routes},
     },
-    rooms::{committer::Hint, send::txn_key},
+    keys::{self, cross_signing, devices, to_device},
+    rooms::send::txn_key,
     server::Server,
-    store::{self, Conn},
     sync::token::SyncToken,
 };
 
-/// Keys in one upload, users in one query, devices written to at once.
-const KEYS_MAX: usize = 200;
-const USERS_MAX: usize = 500;
-const DEVICES_MAX: usize = 1_000;
-/// One-time keys of one device, and bytes of messages that wait for one.
-const KEYS_OF_DEVICE_MAX: i64 = 1_000;
-const WAITING_BYTES_MAX: i64 = 5 << 20;
-
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
-    let mut routes = routes
+    routes
         .at(Method::POST, "/_matrix/client/v3/keys/upload", upload)
         .at(Method::POST, "/_matrix/client/v3/keys/query", query)
         .at(Method::POST, "/_matrix/client/v3/keys/claim", claim)
         .at(Method::GET, "/_matrix/client/v3/keys/changes", changes)
+        .at(Method::POST, "/_matrix/client/v3/keys/device_signing/upload", upload_identity)
+        .at(Method::POST, "/_matrix/client/v3/keys/signatures/upload", upload_signatures)
         .at(Method::PUT, "/_matrix/client/v3/sendToDevice/{eventType}/{txnId}", send_to_device)
-        .at(Method::GET, "/_matrix/client/v3/room_keys/version", |server, call| async move {
-            caller::requester(&server, &call.parts).await?;
-            Err(not_found("There is no key backup."))
-        });
-    for (method, path) in [
-        (Method::POST, "/_matrix/client/v3/keys/device_signing/upload"),
-        (Method::POST, "/_matrix/client/v3/keys/signatures/upload"),
-        (Method::POST, "/_matrix/client/v3/room_keys/version"),
-    ] {
-        routes = routes.at(method, path, |server, call| async move {
-            caller::requester(&server, &call.parts).await?;
-            Err(if server.config.policy.encryption == Encryption::Forbidden {
-                forbidden("Encryption between users is switched off on this server.")
-            } else {
-                refuse(Code::Unrecognized, "Cross-signing and key backup are not offered yet.")
-            })
-        });
-    }
-    routes
 }
 
 #[derive(Deserialize)]
@@ -69,75 +43,17 @@ struct Upload {
 
 async fn upload(server: Arc<Server>, call: Call) -> Result<Answer> {
     let who = caller::requester(&server, &call.parts).await?;
-    let device = who.device()?.to_owned();
+    let device_id = who.device()?.to_owned();
     let (_, body) = call.json::<Upload>(&server).await?;
-    if body.one_time_keys.len() > KEYS_MAX || body.fallback_keys.len() > 10 {
-        return Err(invalid("Too many keys at once."));
-    }
-    if let Some(keys) = &body.device_keys {
-        let shaped = keys["user_id"] == who.user_id.as_str()
-            && keys["device_id"] == device.as_str()
-            && keys["keys"].is_object()
-            && keys["algorithms"].is_array();
-        if !shaped {
-            return Err(invalid("device_keys are not those of this device."));
-        }
-    }
-    for key in body.one_time_keys.keys().chain(body.fallback_keys.keys()) {
-        if key
-            .split_once(':')
-            .is_none_or(|(algorithm, id)| algorithm.is_empty() || id.is_empty() || key.len() > 255)
-        {
-            return Err(invalid("A key is named <algorithm>:<key id>."));
-        }
-    }
-    let counts = server
-        .commit(Hint::default(), move |batch| {
-            Box::pin(async move {
-                let user_id = who.user_id.as_str();
-                if let Some(keys) = body.device_keys {
-                    let position = crate::keys::devices_changed(batch, &who.user_id).await?;
-                    let text = keys.to_string();
-                    store::keys::put_device_keys(batch.sql().await?, user_id, &device, &text, position)
-                        .await?;
-                }
-                let have = store::keys::one_time_key_counts(batch.reading(), user_id, &device).await?;
-                if have.iter().map(|(_, n)| n).sum::<i64>() > KEYS_OF_DEVICE_MAX {
-                    return Err(refuse(Code::TooLarge, "This device has enough one-time keys."));
-                }
-                for (name, key) in &body.one_time_keys {
-                    let (algorithm, id) = name.split_once(':').unwrap_or_default();
-                    let position = batch.next_position();
-                    let text = key.to_string();
-                    store::keys::put_one_time_key(
-                        batch.sql().await?,
-                        user_id,
-                        &device,
-                        (algorithm, id),
-                        &text,
-                        position,
-                    )
-                    .await?;
-                }
-                for (name, key) in &body.fallback_keys {
-                    let (algorithm, id) = name.split_once(':').unwrap_or_default();
-                    let text = key.to_string();
-                    store::keys::put_fallback_key(
-                        batch.sql().await?,
-                        user_id,
-                        &device,
-                        (algorithm, id),
-                        &text,
-                    )
-                    .await?;
-                }
-                store::keys::one_time_key_counts(batch.sql().await?, user_id, &device).await
-            })
-        })
-        .await?;
-    let mut counts: BTreeMap<String, i64> = counts.into_iter().collect();
-    counts.entry("signed_curve25519".to_owned()).or_insert(0);
-    Ok(json!({"one_time_key_counts": counts}).into())
+    let checked = devices::Upload::check(
+        &who.user_id,
+        &device_id,
+        body.device_keys,
+        body.one_time_keys,
+        body.fallback_keys,
+    )?;
+    let counts = devices::upload(&server, &who.user_id, &device_id, checked).await?;
+    Ok(json!({"one_time_key_counts": counts.one_time}).into())
 }
 
 #[derive(Deserialize)]
@@ -148,36 +64,7 @@ struct Query {
 async fn query(server: Arc<Server>, call: Call) -> Result<Answer> {
     let who = caller::requester(&server, &call.parts).await?;
     let (_, body) = call.json::<Query>(&server).await?;
-    if body.device_keys.len() > USERS_MAX {
-        return Err(invalid("Too many users at once."));
-    }
-    let mut conn = server.db.read().await?;
-    let mut answer = Map::new();
-    for (user_id, devices) in &body.device_keys {
-        let Ok(id) = <&UserId>::try_from(user_id.as_str()) else {
-            return Err(invalid("device_keys has a name that is no user id."));
-        };
-        if server.live.share_a_room(&who.user_id, id) {
-            answer.insert(user_id.clone(), Value::Object(keys_of(&mut conn, user_id, devices).await?));
-        }
-    }
-    Ok(json!({"device_keys": answer, "failures": {}}).into())
-}
-
-async fn keys_of(conn: &mut Conn, user_id: &str, devices: &[String]) -> Result<Map<String, Value>> {
-    let mut answer = Map::new();
-    for (device_id, keys, name) in store::keys::device_keys(conn, user_id).await? {
-        if !devices.is_empty() && !devices.contains(&device_id) {
-            continue;
-        }
-        let mut keys: Value = serde_json::from_str(&keys)?;
-        keys["unsigned"] = match name {
-            Some(name) => json!({"device_display_name": name}),
-            None => json!({}),
-        };
-        answer.insert(device_id, keys);
-    }
-    Ok(answer)
+    Ok(Value::Object(devices::query(&server, &who.user_id, &body.device_keys).await?).into())
 }
 
 #[derive(Deserialize)]
@@ -188,39 +75,7 @@ struct Claim {
 async fn claim(server: Arc<Server>, call: Call) -> Result<Answer> {
     let who = caller::requester(&server, &call.parts).await?;
     let (_, body) = call.json::<Claim>(&server).await?;
-    if body.one_time_keys.values().map(BTreeMap::len).sum::<usize>() > DEVICES_MAX {
-        return Err(invalid("Too many devices at once."));
-    }
-    let live = Arc::clone(&server.live);
-    let answer = server
-        .commit(Hint::default(), move |batch| {
-            Box::pin(async move {
-                let mut answer = Map::new();
-                for (user_id, devices) in body.one_time_keys {
-                    let shared = <&UserId>::try_from(user_id.as_str())
-                        .is_ok_and(|id| live.share_a_room(&who.user_id, id));
-                    if !shared {
-                        continue;
-                    }
-                    let mut of_user = Map::new();
-                    for (device, algorithm) in devices {
-                        let conn = batch.sql().await?;
-                        let mut key =
-                            store::keys::claim_one_time_key(conn, &user_id, &device, &algorithm).await?;
-                        if key.is_none() {
-                            key = store::keys::use_fallback_key(conn, &user_id, &device, &algorithm).await?;
-                        }
-                        if let Some((id, key)) = key {
-                            let key: Value = serde_json::from_str(&key)?;
-                            of_user.insert(device, json!({format!("{algorithm}:{id}"): key}));
-                        }
-                    }
-                    answer.insert(user_id, Value::Object(of_user));
-                }
-                Ok(answer)
-            })
-        })
-        .await?;
+    let answer = devices::claim(&server, &who.user_id, body.one_time_keys).await?;
     Ok(json!({"one_time_keys": answer, "failures": {}}).into())
 }
 
@@ -233,13 +88,53 @@ async fn changes(server: Arc<Server>, call: Call) -> Result<Answer> {
         Ok(SyncToken::parse(&text, &server.epoch)?.map_or(0, |token| token.position))
     };
     let (from, to) = (place("from")?, place("to")?);
-    let (changed, left) = crate::keys::sync::device_lists(&server, &who.user_id, from, to);
+    let (changed, left) = keys::sync::device_lists(&server, &who.user_id, from, to);
     Ok(json!({"changed": changed, "left": left}).into())
 }
 
 #[derive(Deserialize)]
+struct Identity {
+    master_key: Option<Value>,
+    self_signing_key: Option<Value>,
+    user_signing_key: Option<Value>,
+    auth: Option<AuthData>,
+}
+
+async fn upload_identity(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let who = caller::requester(&server, &call.parts).await?;
+    keys::check_allowed(&server)?;
+    let (_, body) = call.json::<Identity>(&server).await?;
+    let identity = cross_signing::Identity::check(
+        &who.user_id,
+        body.master_key,
+        body.self_signing_key,
+        body.user_signing_key,
+    )?;
+    let mut authenticated = who.appservice.is_some();
+    if !authenticated && cross_signing::needs_authentication(&server, &who.user_id, &identity).await? {
+        uia::password(&server, &who, body.auth, "upload cross-signing keys").await?;
+        authenticated = true;
+    }
+    cross_signing::upload(&server, &who.user_id, identity, authenticated).await?;
+    Ok(json!({}).into())
+}
+
+async fn upload_signatures(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let who = caller::requester(&server, &call.parts).await?;
+    keys::check_allowed(&server)?;
+    let (_, body) = call.json::<BTreeMap<String, BTreeMap<String, Value>>>(&server).await?;
+    let mut failures: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
+    for failure in cross_signing::add_signatures(&server, &who.user_id, body).await? {
+        let (_, errcode) = reply::status(failure.refusal.code);
+        let error = json!({"errcode": errcode, "error": failure.refusal.message});
+        failures.entry(failure.user_id).or_default().insert(failure.target, error);
+    }
+    Ok(json!({"failures": failures}).into())
+}
+
+#[derive(Deserialize)]
 struct Messages {
-    messages: BTreeMap<String, BTreeMap<String, Value>>,
+    messages: to_device::Messages,
 }
 
 async fn send_to_device(server: Arc<Server>, call: Call) -> Result<Answer> {
@@ -247,52 +142,6 @@ async fn send_to_device(server: Arc<Server>, call: Call) -> Result<Answer> {
     let kind = call.arg(0).to_owned();
     let key = txn_key(&who.user_id, who.device_id.as_deref(), format!("to_device {kind}"), call.arg(1))?;
     let (_, body) = call.json::<Messages>(&server).await?;
-    if body.messages.values().map(BTreeMap::len).sum::<usize>() > DEVICES_MAX || kind.len() > 255 {
-        return Err(invalid("Too many devices at once."));
-    }
-    let live = Arc::clone(&server.live);
-    let hint = Hint { rooms: Vec::new(), txn: Some(key.clone()) };
-    server
-        .commit(hint, move |batch| {
-            Box::pin(async move {
-                if batch.known_txn(&key).is_some() {
-                    return Ok(());
-                }
-                for (user_id, devices) in body.messages {
-                    let Ok(target) = OwnedUserId::try_from(user_id.as_str()) else { continue };
-                    if !live.share_a_room(&who.user_id, &target) {
-                        continue;
-                    }
-                    let all = store::personal::devices(batch.reading(), &user_id).await?;
-                    for (device, content) in devices {
-                        let event =
-                            json!({"type": kind, "sender": who.user_id, "content": content}).to_string();
-                        for known in all.iter().filter(|d| device == "*" || d.device_id == device) {
-                            let waiting =
-                                store::keys::to_device_bytes(batch.reading(), &user_id, &known.device_id)
-                                    .await?;
-                            if waiting > WAITING_BYTES_MAX {
-                                return Err(refuse(
-                                    Code::TooLarge,
-                                    "Too much waits for this device already.",
-                                ));
-                            }
-                            let position = batch.personal_change(&target);
-                            store::keys::put_to_device(
-                                batch.sql().await?,
-                                &user_id,
-                                &known.device_id,
-                                position,
-                                &event,
-                            )
-                            .await?;
-                        }
-                    }
-                }
-                batch.remember_txn(key);
-                Ok(())
-            })
-        })
-        .await?;
+    to_device::send(&server, &who.user_id, kind, key, body.messages).await?;
     Ok(json!({}).into())
 }

@@ -11,6 +11,7 @@ use crate::{
 mod account;
 mod admin;
 mod appservice;
+mod dehydrated;
 mod devices;
 mod directory;
 mod keys;
@@ -20,6 +21,7 @@ mod openid;
 mod profile;
 mod push;
 mod register;
+mod room_keys;
 mod rooms;
 mod search;
 mod synapse;
@@ -44,6 +46,8 @@ pub fn routes() -> Routes {
         sync::routes,
         user::routes,
         keys::routes,
+        room_keys::routes,
+        dehydrated::routes,
         directory::routes,
         media::routes,
         push::routes,

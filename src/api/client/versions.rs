@@ -29,6 +29,7 @@ pub fn routes(routes: Routes) -> Routes {
             if server.config.policy.encryption == Encryption::Allowed {
                 // With encryption forbidden these two bring key screens back.
                 features["org.matrix.e2e_cross_signing"] = true.into();
+                features["org.matrix.msc3814"] = true.into();
             }
             Ok(json!({
                 // matrix-js-sdk asks for one of v1.1 to v1.13; nothing is claimed that is not served.

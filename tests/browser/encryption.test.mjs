@@ -1,0 +1,98 @@
+// A city that allows encryption: two people with matrix-js-sdk and its Rust crypto get an identity without a second
+// password, talk in an encrypted room that they open themselves, and one of them keeps a backup of the keys.
+
+import assert from "node:assert/strict";
+import { newPage } from "./browser.mjs";
+
+export function encryptionTests(test, { browser, sealed }) {
+    const people = {};
+    let room;
+
+    test("encryption allowed: the first identity takes no password, and none of it reaches the page as an error", async () => {
+        const city = sealed();
+        const facility = await city.facility("あおば訪問看護ステーション");
+        for (const [key, name] of [["hanako", "伊藤花子"], ["taro", "渡辺太郎"]]) {
+            people[key] = await city.enrol(await city.person(facility, name));
+            people[key].page = await newPage(browser(), city.certificate(people[key]));
+        }
+        await city.call("POST", "rooms", {
+            case: "1",
+            kind: "association",
+            name: "在宅医療連携会議",
+            subject: null,
+            members: [people.hanako.userId, people.taro.userId],
+            opening_notice: "部屋を開設しました。",
+            requested_by: null,
+            confirm_second: false,
+        });
+        for (const { page, loginId, password } of Object.values(people)) {
+            await page.goto(city.origin);
+            await page.evaluate(([id, password]) => window.logIn(id, password), [loginId, password]);
+            const ready = await page.evaluate(async () => {
+                const crypto = window.client.getCrypto();
+                // No `auth`: where the server asks for one, this fails.
+                await crypto.bootstrapCrossSigning({ authUploadDeviceSigningKeys: (send) => send(null) });
+                return [await crypto.isCrossSigningReady(), (await crypto.getOwnDeviceKeys()).ed25519.length];
+            });
+            // Private keys are in this page's memory only, there being no secret storage: hence not "ready".
+            assert.equal(ready[1], 43);
+            const own = await page.evaluate(async () => {
+                const crypto = window.client.getCrypto();
+                const me = window.client.getUserId();
+                const status = await crypto.getDeviceVerificationStatus(me, window.client.getDeviceId());
+                return [await crypto.userHasCrossSigningKeys(me, true), status.signedByOwner];
+            });
+            assert.deepEqual(own, [true, true]);
+        }
+    });
+
+    test("encryption allowed: two people read each other in an encrypted room, the server does not", async () => {
+        const { hanako, taro } = people;
+        room = await hanako.page.evaluate(async (other) => {
+            const { room_id } = await window.client.createRoom({
+                is_direct: true,
+                invite: [other],
+                initial_state: [{ type: "m.room.encryption", state_key: "", content: { algorithm: "m.megolm.v1.aes-sha2" } }],
+            });
+            return room_id;
+        }, taro.userId);
+        await taro.page.waitForFunction((id) => window.client.getRoom(id)?.getMyMembership() === "invite", room);
+        await taro.page.evaluate((id) => window.client.joinRoom(id).then(() => {}), room);
+        for (const [from, to, text] of [[hanako, taro, "昨夜から発熱があります"], [taro, hanako, "明日の朝に伺います"]]) {
+            await from.page.waitForFunction((id) => window.client.getRoom(id)?.getJoinedMemberCount() === 2, room);
+            const eventId = await from.page.evaluate(
+                ([id, body]) => window.client.sendMessage(id, { msgtype: "m.text", body }).then((sent) => sent.event_id),
+                [room, text],
+            );
+            await to.page.waitForFunction(
+                ([id, eventId]) => window.eventOf(id, eventId)?.getContent().body !== undefined,
+                [room, eventId],
+            );
+            const read = await to.page.evaluate(
+                ([id, eventId]) => {
+                    const event = window.eventOf(id, eventId);
+                    return [event.isEncrypted(), event.isDecryptionFailure(), event.getContent().body, event.getWireType()];
+                },
+                [room, eventId],
+            );
+            assert.deepEqual(read, [true, false, text, "m.room.encrypted"]);
+            const stored = await from.page.evaluate(
+                ([id, eventId]) => window.client.fetchRoomEvent(id, eventId),
+                [room, eventId],
+            );
+            assert.equal(stored.type, "m.room.encrypted");
+            assert.ok(!JSON.stringify(stored).includes(text));
+        }
+    });
+
+    test("encryption allowed: a key backup is made, and the keys of the room get into it", async () => {
+        const { page } = people.hanako;
+        await page.evaluate(() => window.client.getCrypto().resetKeyBackup());
+        await page.waitForFunction(async () => {
+            const info = await window.client.getCrypto().getKeyBackupInfo();
+            return info?.count >= 2;
+        });
+        const active = await page.evaluate(() => window.client.getCrypto().getActiveSessionBackupVersion());
+        assert.equal(active, "1");
+    });
+}
