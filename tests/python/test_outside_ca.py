@@ -432,6 +432,24 @@ def test_pages_send_nobody_to_fetch_a_certificate(outside):
         assert "先に「端末の登録」をしてください" not in answer.text and "票が必要です" not in answer.text
 
 
+def test_pages_speak_of_no_code_for_a_further_terminal(outside, city):
+    """Here a code is for one's first password only; where Heya issues certificates the same pages do speak of it."""
+    further = ("2台目", "現在お使いのパスワード", "現在のパスワード", "新しい登録コードで登録", "登録コード票をお持ちの方")
+
+    def pages(server: Server) -> dict[str, str]:
+        found = {path: Enrolment(server).get(path).content.decode() for path in ("/enrol", "/help")}
+        return found | {"refused": server.public().get("/", headers={"Accept": "text/html"}).text}
+
+    for path, page in pages(outside).items():
+        assert not [words for words in further if words in page], path
+        assert "窓口" in page and "電子証明書" in page, path
+    told = pages(outside)
+    assert "端末を増やすときは、この画面ではなく、下の窓口に連絡してください" in told["/enrol"]
+    assert "市の窓口に依頼してください。電子証明書は、市が端末に入れて登録します" in told["/help"]
+    for path, page in pages(city).items():
+        assert [words for words in further if words in page], path
+
+
 def test_what_needs_a_ca_of_heyas_own_is_refused(outside):
     for command in (["renew", "1"], ["crl"]):
         done = outside.cert(*command)

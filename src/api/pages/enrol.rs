@@ -28,7 +28,6 @@ page!(PasswordPage, "enrol_password.html" {
     display_name: String,
     rules: Vec<String>,
     further_terminal: bool,
-    issues_certificates: bool,
     terminal_label: String,
     private: bool,
 });
@@ -140,7 +139,6 @@ fn password(
         enrolment.display_name.clone(),
         rules,
         enrolment.further,
-        server.ca.has_key(),
         label.to_owned(),
         private,
     );

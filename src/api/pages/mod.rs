@@ -32,13 +32,21 @@ pub struct Common<'a> {
     city: &'a str,
     contact: &'a str,
     links: &'a [Link],
+    /// Whether terminals get their certificates by enrolment, and not from a CA of the city's own.
+    issues_certificates: bool,
 }
 
 impl<'a> Common<'a> {
     /// Of a server.
     pub fn of(server: &'a Server) -> Self {
         let city = &server.config.city;
-        Self { service: &city.service, city: &city.name, contact: &city.contact, links: &city.links }
+        Self {
+            service: &city.service,
+            city: &city.name,
+            contact: &city.contact,
+            links: &city.links,
+            issues_certificates: server.ca.has_key(),
+        }
     }
 }
 
@@ -52,14 +60,16 @@ macro_rules! page {
             pub(super) city: &'a str,
             pub(super) contact: &'a str,
             pub(super) links: &'a [crate::config::Link],
+            #[allow(dead_code, reason = "not every page speaks of certificates")]
+            pub(super) issues_certificates: bool,
             $(pub(super) $field: $type,)*
         }
 
         impl<'a> $name<'a> {
             #[allow(clippy::too_many_arguments, reason = "as many as the page has fields")]
             pub(super) fn new(common: $crate::api::pages::Common<'a>, $($field: $type),*) -> Self {
-                let $crate::api::pages::Common { service, city, contact, links } = common;
-                Self { service, city, contact, links, $($field),* }
+                let $crate::api::pages::Common { service, city, contact, links, issues_certificates } = common;
+                Self { service, city, contact, links, issues_certificates, $($field),* }
             }
         }
     };
