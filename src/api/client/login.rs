@@ -9,6 +9,7 @@ use ruma::api::client::{
     },
     uiaa::UserIdentifier,
 };
+use serde_json::{Map, Value};
 
 use crate::{
     accounts::{
@@ -18,7 +19,7 @@ use crate::{
     error::{Code, Result, refuse},
     http::{
         caller::{self, Peer, Requester},
-        route::Routes,
+        route::{Routes, needed},
     },
     rooms::committer::Hint,
     server::Server,
@@ -31,7 +32,7 @@ pub fn routes(routes: Routes) -> Routes {
             caller::terminal(&server, &peer)?;
             Ok(serde_json::json!({"flows": [{"type": "m.login.password"}]}).into())
         })
-        .endpoint::<login::Request, Peer, _, _>(login)
+        .checked::<login::Request, Peer, _, _>(login_shape, login)
         .endpoint::<logout::Request, Requester, _, _>(|server, who, _| async move {
             let (user_id, device) = (who.user_id.clone(), who.device()?.to_owned());
             end(&server, who, move |batch, sessions| {
@@ -62,17 +63,26 @@ pub fn routes(routes: Routes) -> Routes {
         })
 }
 
+/// ruma panics on a log-in without a type.
+fn login_shape(body: &Map<String, Value>) -> Result<()> {
+    if needed(body, "type")?.is_string() {
+        Ok(())
+    } else {
+        Err(refuse(Code::BadJson, "The type of a log-in is a string."))
+    }
+}
+
 async fn login(server: Arc<Server>, peer: Peer, request: login::Request) -> Result<login::Response> {
     // Without a valid certificate the password is never looked at.
     let terminal = caller::terminal(&server, &peer)?;
     if server.config.policy.rate_limits {
         server.limiter.allow_before_login(peer.address.ip(), server.now())?;
     }
-    let unknown = || refuse(Code::InvalidParam, "Only m.login.password with the ID (m.id.user) is offered.");
-    let login::LoginInfo::Password(password) = request.login_info else { return Err(unknown()) };
+    let unknown = |code| refuse(code, "Only m.login.password with the ID (m.id.user) is offered.");
+    let login::LoginInfo::Password(password) = request.login_info else { return Err(unknown(Code::Unknown)) };
     let id = match password.identifier {
         Some(UserIdentifier::Matrix(id)) => id.user,
-        _ => return Err(unknown()),
+        _ => return Err(unknown(Code::InvalidParam)),
     };
     let done = log_in(
         &server,
