@@ -77,8 +77,9 @@ async fn upload(server: Arc<Server>, call: Call) -> Result<Answer> {
     if let Some(keys) = &body.device_keys {
         let shaped = keys["user_id"] == who.user_id.as_str()
             && keys["device_id"] == device.as_str()
-            && keys["keys"].is_object()
-            && keys["algorithms"].is_array();
+            && keys["keys"].as_object().is_some_and(|keys| keys.values().all(Value::is_string))
+            && keys["algorithms"].as_array().is_some_and(|names| names.iter().all(Value::is_string))
+            && are_signatures(&keys["signatures"]);
         if !shaped {
             return Err(invalid("device_keys are not those of this device."));
         }
@@ -90,6 +91,9 @@ async fn upload(server: Arc<Server>, call: Call) -> Result<Answer> {
         {
             return Err(invalid("A key is named <algorithm>:<key id>."));
         }
+    }
+    if !body.one_time_keys.values().chain(body.fallback_keys.values()).all(is_key) {
+        return Err(invalid("A key is a string, or an object with a key and its signatures."));
     }
     let counts = server
         .commit(Hint::default(), move |batch| {
@@ -154,6 +158,21 @@ async fn upload(server: Arc<Server>, call: Call) -> Result<Answer> {
     let mut counts: BTreeMap<String, i64> = counts.into_iter().collect();
     counts.entry("signed_curve25519".to_owned()).or_insert(0);
     Ok(json!({"one_time_key_counts": counts}).into())
+}
+
+/// Other people's devices read what is uploaded: a key that is none would only fail there (client-server API,
+/// `OneTimeKeys`).
+fn is_key(key: &Value) -> bool {
+    key.is_string() || key["key"].is_string() && are_signatures(&key["signatures"])
+}
+
+/// Signatures by user and key.
+fn are_signatures(signatures: &Value) -> bool {
+    signatures.as_object().is_some_and(|users| {
+        users.values().all(|of_user| {
+            of_user.as_object().is_some_and(|signatures| signatures.values().all(Value::is_string))
+        })
+    })
 }
 
 #[derive(Deserialize)]
@@ -258,7 +277,7 @@ async fn changes(server: Arc<Server>, call: Call) -> Result<Answer> {
 
 #[derive(Deserialize)]
 struct Messages {
-    messages: BTreeMap<String, BTreeMap<String, Value>>,
+    messages: BTreeMap<String, BTreeMap<String, Map<String, Value>>>,
 }
 
 async fn send_to_device(server: Arc<Server>, call: Call) -> Result<Answer> {

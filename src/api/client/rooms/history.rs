@@ -14,7 +14,7 @@ use ruma::{
 };
 
 use crate::{
-    error::Result,
+    error::{Code, Result, not_found},
     http::{
         caller::Requester,
         route::{Answer, Routes},
@@ -47,7 +47,13 @@ pub fn routes(routes: Routes) -> Routes {
         .raw::<context::Request, Requester, _, _>(around)
         .raw::<one_event::Request, Requester, _, _>(|server, who, request| async move {
             let (_, event) =
-                history::visible_event(&server, &who.user_id, &request.room_id, &request.event_id).await?;
+                history::visible_event(&server, &who.user_id, &request.room_id, &request.event_id)
+                    .await
+                    .map_err(|error| match error.code() {
+                        // "Not found or you do not have permission": one answer for both.
+                        Some(Code::Forbidden) => not_found("No such event, or you cannot see it."),
+                        _ => error,
+                    })?;
             history::complete(&mut server.db.read().await?, std::slice::from_ref(&event)).await?;
             reading::opened(&server, &who, &request.room_id, "event").await?;
             Ok(Answer::Json(rendered(&event, Some(&who), server.now())))
