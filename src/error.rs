@@ -63,6 +63,8 @@ pub enum Code {
     InvalidSignature,
     /// The key backup is not the current one.
     WrongRoomKeysVersion,
+    /// An alias of `m.room.canonical_alias` does not lead to the room.
+    BadAlias,
     /// The room's state would be invalid.
     InvalidRoomState,
     /// This room version is not offered.
@@ -71,6 +73,14 @@ pub enum Code {
     GuestAccessForbidden,
     /// The request cannot be done in the present state.
     BadState,
+    /// This account data is kept by the server; clients do not write it.
+    ServerKept,
+    /// The key of a profile field is too long.
+    KeyTooLarge,
+    /// The profile would be too large.
+    ProfileTooLarge,
+    /// The specification has no code of its own for this (an unknown login type, a room not left).
+    Unknown,
     /// The password is too weak.
     WeakPassword,
     /// The address is known for another account, or not known.

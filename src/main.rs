@@ -123,6 +123,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         None if std::path::Path::new("config.toml").exists() => Config::read("config.toml".as_ref())?,
         None => Config::parse("")?,
     };
+    std::panic::set_hook(Box::new(log_panic));
     // The demo logs to a file of its own.
     if !matches!(arguments.command, Command::Demo(_)) {
         log(&config);
@@ -143,6 +144,14 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Restore { folder } => command::backup::restore(&config, &folder).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where a panic happened. What it says is logged only where it is a text of the program's: one that was put together may
+/// hold what somebody wrote.
+fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let text = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or("(not logged)");
+    tracing::error!(place, text, "the program panicked");
 }
 
 fn log(config: &Config) {

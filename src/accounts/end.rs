@@ -149,6 +149,7 @@ pub async fn account(
     }
     let conn = batch.sql().await?;
     store::push::delete_all(conn, user_id.as_str()).await?;
+    store::personal::delete_profile_fields(conn, user_id.as_str()).await?;
     store::accounts::set_status(conn, user_id.as_str(), "ended", now).await?;
     spend_codes(batch, user_id).await?;
     let (pushers, user) = (parts.pushers.clone(), user_id.to_owned());

@@ -11,7 +11,7 @@ use axum::{
     response::Response,
 };
 use http::{HeaderValue, Method, StatusCode, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -26,11 +26,12 @@ use tower_service::Service as _;
 use self::{
     caller::{Listener, Peer},
     route::Routes,
+    unread::Unread,
 };
 use crate::{
     accounts::terminals::Standing,
     config::ClientCertificate,
-    error::{Code, refuse},
+    error::{Code, Error, refuse},
     server::Server,
     tls::{Presented, TlsAcceptor},
 };
@@ -40,6 +41,7 @@ pub mod json;
 pub mod limits;
 pub mod reply;
 pub mod route;
+mod unread;
 
 /// One listener: where, how, and what it serves.
 pub struct Serving {
@@ -82,9 +84,16 @@ pub fn router(
         .method_not_allowed_fallback(|| async {
             reply::error(refuse(Code::MethodNotAllowed, "This path takes another method."))
         })
+        .layer(tower_http::catch_panic::CatchPanicLayer::custom(panicked))
         .layer(tower_http::compression::CompressionLayer::new().compress_when(Compressible))
         .layer(middleware::from_fn_with_state(guard, pass))
         .with_state(Arc::clone(server))
+}
+
+/// The answer where a handler panicked: the connection and whoever else uses it go on. Where it was is logged by the
+/// program's hook; what the panic says is not repeated, since it may hold content.
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    reply::error(Error::internal("a handler panicked"))
 }
 
 /// Texts from 1 KiB on; media are served as they are.
@@ -315,9 +324,21 @@ async fn connection<S>(
     let peer = Peer { address, presented: Arc::new(presented), listener: kind };
     let activity = Arc::new(Activity::default());
     let busy = Arc::clone(&activity);
+    let limits = &server.config.limits;
+    let (bytes_max, time) = (limits.upload_bytes as u64, Duration::from_secs(limits.request_seconds));
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        let answer = router.clone().call(request.map(Body::new));
+        let waits = request.headers().contains_key(header::EXPECT);
+        // HTTP/2 ends a stream without harm to the connection.
+        let reads_on = request.version() < http::Version::HTTP_2 && !request.body().is_end_stream();
+        let request = request.map(|body| {
+            if reads_on {
+                Body::new(Unread::new(body, bytes_max, tokio::time::Instant::now() + time, waits))
+            } else {
+                Body::new(body)
+            }
+        });
+        let answer = router.clone().call(request);
         let working = busy.work();
         async move { answer.await.map(|response| response.map(|body| Whole { body, _working: working })) }
     });
@@ -420,5 +441,33 @@ impl Activity {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, and this one is about that")]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_answered() {
+        let mut router: Router = Router::new()
+            .route(
+                "/",
+                axum::routing::get(|| async {
+                    if true {
+                        panic!("本文")
+                    }
+                }),
+            )
+            .layer(tower_http::catch_panic::CatchPanicLayer::custom(panicked));
+        let answer = router.call(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["errcode"], "M_UNKNOWN");
+        assert!(!body.to_string().contains("本文"));
     }
 }

@@ -87,6 +87,10 @@ impl Default for Routes {
     }
 }
 
+/// What a body must be like before ruma decodes it. For requests whose decoding panics on another shape, and for what the
+/// specification refuses by a code of its own.
+pub type Shape = fn(&serde_json::Map<String, serde_json::Value>) -> Result<()>;
+
 /// A handler's answer.
 pub enum Answer {
     /// JSON text.
@@ -119,7 +123,30 @@ impl Routes {
         F: Fn(Arc<Server>, C, R) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<R::OutgoingResponse>> + Send,
     {
-        self.ruma::<R, C, _, _>(move |server, caller, request| {
+        self.encoded::<R, C, _, _>(None, handler)
+    }
+
+    /// As [`Routes::endpoint`], for a body that is looked at first.
+    #[must_use]
+    pub fn checked<R, C, F, Fut>(self, shape: Shape, handler: F) -> Self
+    where
+        R: IncomingRequest + Send + 'static,
+        R::Authentication: Accepts<C>,
+        C: Caller,
+        F: Fn(Arc<Server>, C, R) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<R::OutgoingResponse>> + Send,
+    {
+        self.encoded::<R, C, _, _>(Some(shape), handler)
+    }
+
+    fn encoded<R, C, F, Fut>(self, shape: Option<Shape>, handler: F) -> Self
+    where
+        R: IncomingRequest + Send + 'static,
+        C: Caller,
+        F: Fn(Arc<Server>, C, R) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<R::OutgoingResponse>> + Send,
+    {
+        self.ruma::<R, C, _, _>(shape, move |server, caller, request| {
             let answered = handler(server, caller, request);
             async move {
                 let response = answered
@@ -141,10 +168,10 @@ impl Routes {
         F: Fn(Arc<Server>, C, R) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Answer>> + Send,
     {
-        self.ruma::<R, C, _, _>(handler)
+        self.ruma::<R, C, _, _>(None, handler)
     }
 
-    fn ruma<R, C, F, Fut>(mut self, handler: F) -> Self
+    fn ruma<R, C, F, Fut>(mut self, shape: Option<Shape>, handler: F) -> Self
     where
         R: IncomingRequest + Send + 'static,
         C: Caller,
@@ -158,6 +185,9 @@ impl Routes {
                 async move {
                     let caller = C::find(&server, &call.parts).await?;
                     let (call, body) = call.body(&server).await?;
+                    if let Some(shape) = shape {
+                        check_shape(&body, shape)?;
+                    }
                     let request = decode::<R>(&call, &body)?;
                     handler(server, caller, request).await
                 }
@@ -256,6 +286,10 @@ impl Call {
         .await?;
         if !body.is_empty() && self.parts.method != http::Method::GET {
             json::check(&body)?;
+            // Every JSON body of the API is an object, and serde takes a list for one: its items as fields in order.
+            if body.trim_ascii_start().first() != Some(&b'{') {
+                return Err(refuse(Code::BadJson, "The body must be a JSON object."));
+            }
         }
         Ok((self, body))
     }
@@ -279,6 +313,20 @@ fn shape(error: &serde_json::Error) -> String {
     } else {
         "a field has the wrong type".to_owned()
     }
+}
+
+/// Looks at a body before it is decoded; an empty one is an empty object, as ruma reads it.
+fn check_shape(body: &Bytes, shape: Shape) -> Result<()> {
+    let body = if body.is_empty() { &b"{}"[..] } else { body };
+    shape(&serde_json::from_slice(body)?)
+}
+
+/// A member that must be there, whatever it is (client-server API, `M_MISSING_PARAM`).
+pub fn needed<'a>(
+    object: &'a serde_json::Map<String, serde_json::Value>,
+    name: &str,
+) -> Result<&'a serde_json::Value> {
+    object.get(name).ok_or_else(|| refuse(Code::MissingParam, format!("The body has no {name}.")))
 }
 
 /// Reads a body into memory.

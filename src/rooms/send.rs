@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use ruma::{
-    CanonicalJsonObject, EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    CanonicalJsonObject, EventId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId,
+    RoomId, UserId,
     events::{StateEventType, TimelineEventType},
 };
 use serde_json::Value;
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     audit::Origin,
     config::{CreateRooms, Encryption},
-    error::{Code, Result, forbidden, not_found, refuse},
+    error::{Code, Result, forbidden, invalid, not_found, refuse},
     server::Server,
     store,
 };
@@ -74,6 +75,9 @@ pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
             Box::pin(async move {
                 if kind == "m.room.power_levels" || kind == "m.room.join_rules" {
                     check_rules_of_room(batch, &sending).await?;
+                }
+                if kind == "m.room.canonical_alias" && sending.state_key.is_some() {
+                    check_aliases(batch, &sending).await?;
                 }
                 if kind == "m.reaction" {
                     check_reaction(batch, &sending).await?;
@@ -132,6 +136,53 @@ async fn check_rules_of_room(batch: &mut Batch, sending: &Sending) -> Result<()>
     let fixed = row.room_number.is_some() || direct_stays && row.kind == "direct";
     if fixed && sending.sender.localpart() != "city" {
         return Err(forbidden("Who may do what in this room is set by the city."));
+    }
+    Ok(())
+}
+
+/// A room's aliases lead to the room (client-server API, `PUT …/state/{eventType}/{stateKey}`). What the present event
+/// names already is not looked at again: an alias that is gone must not keep another from being set.
+async fn check_aliases(batch: &mut Batch, sending: &Sending) -> Result<()> {
+    const ALIASES_MAX: usize = 100;
+    let malformed = || invalid("An alias of the room is not well formed.");
+    let named = |content: &Value| -> Result<Vec<OwnedRoomAliasId>> {
+        let mut texts = Vec::new();
+        match &content["alias"] {
+            Value::Null => {}
+            // Clients take the alias away like this.
+            Value::String(text) if text.is_empty() => {}
+            alias => texts.push(alias),
+        }
+        match &content["alt_aliases"] {
+            Value::Null => {}
+            Value::Array(list) => texts.extend(list),
+            _ => return Err(malformed()),
+        }
+        let parsed = texts
+            .into_iter()
+            .map(|text| text.as_str().and_then(|text| RoomAliasId::parse(text).ok()).ok_or_else(malformed));
+        parsed.collect()
+    };
+    let aliases = named(&serde_json::to_value(&sending.content)?)?;
+    if aliases.len() > ALIASES_MAX {
+        return Err(invalid("A room has at most 100 aliases."));
+    }
+    let kind = StateEventType::RoomCanonicalAlias;
+    let state_key = sending.state_key.as_deref().unwrap_or_default();
+    let present = batch.room(&sending.room_id).await?.state.event(&kind, state_key);
+    let present: Value = match present {
+        Some(present) => serde_json::from_str(present.content.get())?,
+        None => Value::Null,
+    };
+    let present = named(&present).unwrap_or_default();
+    for alias in aliases {
+        if present.contains(&alias) {
+            continue;
+        }
+        let led_to = store::rooms::of_alias(batch.reading(), alias.as_str()).await?;
+        if led_to.is_none_or(|(room_id, _)| room_id != sending.room_id) {
+            return Err(refuse(Code::BadAlias, "An alias of the room does not lead to it."));
+        }
     }
     Ok(())
 }

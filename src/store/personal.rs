@@ -204,6 +204,41 @@ pub async fn profile(conn: &mut Conn, user_id: &str) -> Result<Option<Profile>> 
     one!(conn, Profile, "SELECT display_name, avatar_url FROM accounts WHERE user_id = $1", user_id)
 }
 
+/// The profile's further fields: (key, JSON text).
+pub async fn profile_fields(conn: &mut Conn, user_id: &str) -> Result<Vec<(String, String)>> {
+    all!(
+        conn,
+        (String, String),
+        "SELECT key, value FROM profile_fields WHERE user_id = $1 ORDER BY key",
+        user_id
+    )
+}
+
+/// Sets a further field of a profile.
+pub async fn set_profile_field(conn: &mut Conn, user_id: &str, key: &str, value: &str) -> Result<()> {
+    run!(
+        conn,
+        "INSERT INTO profile_fields (user_id, key, value) VALUES ($1, $2, $3) \
+         ON CONFLICT (user_id, key) DO UPDATE SET value = excluded.value",
+        user_id,
+        key,
+        value
+    )?;
+    Ok(())
+}
+
+/// Takes a further field out of a profile.
+pub async fn delete_profile_field(conn: &mut Conn, user_id: &str, key: &str) -> Result<()> {
+    run!(conn, "DELETE FROM profile_fields WHERE user_id = $1 AND key = $2", user_id, key)?;
+    Ok(())
+}
+
+/// Takes all further fields out of a profile.
+pub async fn delete_profile_fields(conn: &mut Conn, user_id: &str) -> Result<()> {
+    run!(conn, "DELETE FROM profile_fields WHERE user_id = $1", user_id)?;
+    Ok(())
+}
+
 /// Sets a user's profile.
 pub async fn set_profile(conn: &mut Conn, user_id: &str, profile: &Profile) -> Result<()> {
     run!(

@@ -634,7 +634,7 @@ def test_counts_have_a_limit(server, person, room, what):
             case "tags":
                 return client.put(f"{C}/user/{me}/rooms/{quote(room)}/tags/u.{n}", {})
             case "one-time keys":
-                keys = {f"signed_curve25519:{n}_{k}": {"key": "x"} for k in range(190)}
+                keys = {f"signed_curve25519:{n}_{k}": {"key": "x", "signatures": {}} for k in range(190)}
                 return client.post(f"{C}/keys/upload", {"one_time_keys": keys})
             case "uploads that nobody shows":
                 return client.post("/_matrix/media/v3/upload", body=b"%d" % n, headers={"Content-Type": "text/plain"})

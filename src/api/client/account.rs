@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use http::Method;
-use ruma::api::client::{
-    account::{
-        add_3pid, change_password::v3 as change, deactivate, delete_3pid, get_3pids::v3 as addresses_of,
-        request_3pid_management_token_via_email as request_token,
-        request_password_change_token_via_email as request_reset,
+use ruma::{
+    api::client::{
+        account::{
+            add_3pid, change_password::v3 as change, deactivate, delete_3pid, get_3pids::v3 as addresses_of,
+            request_3pid_management_token_via_email as request_token,
+            request_password_change_token_via_email as request_reset,
+        },
+        uiaa::AuthData,
     },
-    uiaa::AuthData,
+    thirdparty::Medium,
 };
 use serde_json::json;
 
@@ -79,6 +82,9 @@ pub fn routes(routes: Routes) -> Routes {
             Ok(json!({}).into())
         })
         .raw::<delete_3pid::v3::Request, Requester, _, _>(|server, who, request| async move {
+            if !matches!(request.medium, Medium::Email | Medium::Msisdn) {
+                return Err(invalid("medium is \"email\" or \"msisdn\"."));
+            }
             let (user_id, pushers) = (who.user_id.clone(), server.pushers.clone());
             server
                 .commit(Hint::default(), move |batch| {

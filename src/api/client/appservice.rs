@@ -16,9 +16,13 @@ pub fn routes(routes: Routes) -> Routes {
         if who.appservice.as_deref() != Some(id.as_str()) {
             return Err(forbidden("An appservice pings for itself."));
         }
-        let (_, body) = call.json::<serde_json::Value>(&server).await?;
-        let txn_id = body["transaction_id"].as_str().map(ToOwned::to_owned);
-        let duration_ms = server.appservices.ping(&id, txn_id).await?;
+        let (_, body) = call.json::<Ping>(&server).await?;
+        let duration_ms = server.appservices.ping(&id, body.transaction_id).await?;
         Ok(json!({"duration_ms": duration_ms}).into())
     })
+}
+
+#[derive(serde::Deserialize)]
+struct Ping {
+    transaction_id: Option<String>,
 }

@@ -102,7 +102,15 @@ async fn devices(server: &Server, who: &Requester) -> Result<Vec<Value>> {
         .into_iter()
         .map(|device| {
             let seen = server.sessions.last_seen(&who.user_id, &device.device_id).or(device.last_seen);
-            json!({"device_id": device.device_id, "display_name": device.display_name, "last_seen_ts": seen, "last_seen_ip": null})
+            let mut shown = json!({"device_id": device.device_id});
+            // What there is not is left out.
+            if let Some(name) = device.display_name {
+                shown["display_name"] = name.into();
+            }
+            if let Some(seen) = seen {
+                shown["last_seen_ts"] = seen.into();
+            }
+            shown
         })
         .collect())
 }

@@ -170,8 +170,9 @@ async fn list_room(server: Arc<Server>, call: Call) -> Result<Answer> {
         return Err(no_directory());
     }
     let room_id = OwnedRoomId::try_from(call.arg(0)).map_err(|_| not_found("No such room."))?;
+    // Who has nothing to do with a room is not told whether it exists.
     if !server.live.is_joined(&who.user_id, &room_id) {
-        return Err(forbidden("You are not a member of this room."));
+        return Err(not_found("No such room."));
     }
     let (_, body) = call.json::<Visibility>(&server).await?;
     let public = match body.visibility.as_deref() {

@@ -10,6 +10,7 @@ use ruma::api::client::{
     },
     uiaa::UserIdentifier,
 };
+use serde_json::{Map, Value};
 
 use crate::{
     accounts::{
@@ -19,7 +20,7 @@ use crate::{
     error::{Code, Result, refuse},
     http::{
         caller::{self, Peer, Requester},
-        route::{Answer, Call, Routes},
+        route::{Answer, Call, Routes, needed},
     },
     rooms::committer::Hint,
     server::Server,
@@ -38,7 +39,7 @@ pub fn routes(routes: Routes) -> Routes {
                 Err(refused) => Err(refused),
             }
         })
-        .endpoint::<login::Request, Peer, _, _>(login)
+        .checked::<login::Request, Peer, _, _>(login_shape, login)
         .endpoint::<refresh::Request, Peer, _, _>(refresh)
         .at(http::Method::GET, "/_matrix/client/v3/login/sso/redirect", no_sso)
         .at(http::Method::GET, "/_matrix/client/v3/login/sso/redirect/{idpId}", no_sso)
@@ -72,17 +73,26 @@ pub fn routes(routes: Routes) -> Routes {
         })
 }
 
+/// ruma panics on a log-in without a type.
+fn login_shape(body: &Map<String, Value>) -> Result<()> {
+    if needed(body, "type")?.is_string() {
+        Ok(())
+    } else {
+        Err(refuse(Code::BadJson, "The type of a log-in is a string."))
+    }
+}
+
 async fn login(server: Arc<Server>, peer: Peer, request: login::Request) -> Result<login::Response> {
     // Without a valid certificate the password is never looked at.
     let terminal = caller::terminal(&server, &peer)?;
     if server.config.policy.rate_limits {
         server.limiter.allow_before_login(peer.address.ip(), server.now())?;
     }
-    let unknown = || refuse(Code::InvalidParam, "Only m.login.password with the ID (m.id.user) is offered.");
-    let login::LoginInfo::Password(password) = request.login_info else { return Err(unknown()) };
+    let unknown = |code| refuse(code, "Only m.login.password with the ID (m.id.user) is offered.");
+    let login::LoginInfo::Password(password) = request.login_info else { return Err(unknown(Code::Unknown)) };
     let id = match password.identifier {
         Some(UserIdentifier::Matrix(id)) => id.user,
-        _ => return Err(unknown()),
+        _ => return Err(unknown(Code::InvalidParam)),
     };
     let done = log_in(
         &server,

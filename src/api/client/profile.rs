@@ -15,12 +15,17 @@ use crate::{
     },
     rooms::{append::Intent, committer::Hint, member},
     server::Server,
-    store::{self, personal::Profile},
+    store::{self, Conn, personal::Profile},
 };
 
 /// The longest display name, in characters, and avatar URI, in bytes.
 const NAME_MAX: usize = 256;
 const URI_MAX: usize = 1_000;
+/// The longest key of a field and name of a time zone, and the whole profile, in bytes (client-server API,
+/// `PUT /profile/{userId}/{keyName}`).
+const KEY_MAX: usize = 255;
+const ZONE_MAX: usize = 255;
+const PROFILE_BYTES_MAX: usize = 65_536;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
@@ -38,18 +43,35 @@ pub fn routes(routes: Routes) -> Routes {
             let who = own(&server, &call).await?;
             let key = call.arg(1).to_owned();
             let (_, mut body) = call.json::<Map<String, Value>>(&server).await?;
-            let value = match body.remove(&key) {
-                Some(Value::String(text)) => Some(text),
-                Some(Value::Null) => None,
-                Some(_) => return Err(invalid("A profile field of this kind is a string.")),
-                None => return Err(refuse(Code::MissingParam, format!("The body has no {key}."))),
-            };
-            set(&server, who, &key, value).await
+            let field = field(&key)?;
+            may_set(&server, &who, field)?;
+            let value = body
+                .remove(&key)
+                .ok_or_else(|| refuse(Code::MissingParam, format!("The body has no {key}.")))?;
+            match field {
+                Field::Name | Field::Avatar => {
+                    let value = match value {
+                        Value::String(text) => Some(text),
+                        Value::Null => None,
+                        _ => return Err(invalid("A profile field of this kind is a string.")),
+                    };
+                    set(&server, who, field, value).await
+                }
+                Field::Zone if !value.as_str().is_some_and(|zone| (1..=ZONE_MAX).contains(&zone.len())) => {
+                    Err(invalid("m.tz is the name of a time zone, such as Asia/Tokyo."))
+                }
+                Field::Zone | Field::Custom => set_further(&server, who, key, Some(value)).await,
+            }
         })
         .at(Method::DELETE, "/_matrix/client/v3/profile/{userId}/{keyName}", |server, call| async move {
             let who = own(&server, &call).await?;
             let key = call.arg(1).to_owned();
-            set(&server, who, &key, None).await
+            let field = field(&key)?;
+            may_set(&server, &who, field)?;
+            match field {
+                Field::Name | Field::Avatar => set(&server, who, field, None).await,
+                Field::Zone | Field::Custom => set_further(&server, who, key, None).await,
+            }
         })
 }
 
@@ -65,19 +87,11 @@ async fn read(server: &Arc<Server>, call: &Call) -> Result<Map<String, Value>> {
     if !related {
         return Err(unknown());
     }
-    let mut profile = store::personal::profile(&mut server.db.read().await?, user_id.as_str()).await?;
+    let mut profile = whole(&mut server.db.read().await?, user_id.as_str()).await?;
     if profile.is_none() && server.appservices.ask_user(user_id).await {
-        profile = store::personal::profile(&mut server.db.read().await?, user_id.as_str()).await?;
+        profile = whole(&mut server.db.read().await?, user_id.as_str()).await?;
     }
-    let profile = profile.ok_or_else(unknown)?;
-    let mut answer = Map::new();
-    if let Some(name) = profile.display_name {
-        answer.insert("displayname".to_owned(), name.into());
-    }
-    if let Some(url) = profile.avatar_url {
-        answer.insert("avatar_url".to_owned(), url.into());
-    }
-    Ok(answer)
+    profile.ok_or_else(unknown)
 }
 
 async fn own(server: &Arc<Server>, call: &Call) -> Result<Requester> {
@@ -89,28 +103,112 @@ async fn own(server: &Arc<Server>, call: &Call) -> Result<Requester> {
     Ok(who)
 }
 
-async fn set(server: &Arc<Server>, who: Requester, key: &str, value: Option<String>) -> Result<Answer> {
-    let free = server.config.policy.registration != Registration::Closed || who.appservice.is_some();
-    match key {
-        "displayname" => {
-            if !free {
-                return Err(forbidden("Names are kept in the city's register (表示名は市の登録によります)."));
-            }
-            if value.as_ref().is_some_and(|name| name.chars().count() > NAME_MAX) {
-                return Err(invalid(format!("A display name has at most {NAME_MAX} characters.")));
-            }
-        }
-        "avatar_url" => {
-            if value
-                .as_ref()
-                .is_some_and(|url| !url.is_empty() && (!url.starts_with("mxc://") || url.len() > URI_MAX))
-            {
-                return Err(invalid("An avatar is an mxc:// URI."));
-            }
-        }
-        _ => return Err(refuse(Code::Unrecognized, "This profile field is not kept.")),
+/// What a profile is made of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Field {
+    /// `displayname`.
+    Name,
+    /// `avatar_url`.
+    Avatar,
+    /// `m.tz`.
+    Zone,
+    /// Any other, by the Common Namespaced Identifier Grammar.
+    Custom,
+}
+
+fn field(key: &str) -> Result<Field> {
+    if key.len() > KEY_MAX {
+        return Err(refuse(Code::KeyTooLarge, "The key of a profile field has at most 255 bytes."));
     }
-    let key = key.to_owned();
+    match key {
+        "displayname" => return Ok(Field::Name),
+        "avatar_url" => return Ok(Field::Avatar),
+        "m.tz" => return Ok(Field::Zone),
+        _ => {}
+    }
+    let part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_lowercase())
+            && part.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+    };
+    if key.contains('.') && key.split('.').all(part) {
+        Ok(Field::Custom)
+    } else {
+        Err(invalid("A profile field of one's own is named like jp.example.field."))
+    }
+}
+
+/// In a city a person's profile is the register's but for the picture (H10).
+fn may_set(server: &Server, who: &Requester, field: Field) -> Result<()> {
+    let free = server.config.policy.registration != Registration::Closed || who.appservice.is_some();
+    match field {
+        _ if free => Ok(()),
+        Field::Avatar => Ok(()),
+        Field::Name => Err(forbidden("Names are kept in the city's register (表示名は市の登録によります).")),
+        Field::Zone | Field::Custom => {
+            Err(forbidden("A profile has what is in the city's register, and a picture."))
+        }
+    }
+}
+
+/// Sets a field that no member event repeats, or takes it out.
+async fn set_further(
+    server: &Arc<Server>,
+    who: Requester,
+    key: String,
+    value: Option<Value>,
+) -> Result<Answer> {
+    server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                let user_id = who.user_id.as_str();
+                let Some(value) = value else {
+                    return store::personal::delete_profile_field(batch.sql().await?, user_id, &key).await;
+                };
+                let conn = batch.sql().await?;
+                store::personal::set_profile_field(conn, user_id, &key, &value.to_string()).await?;
+                check_size(conn, user_id).await
+            })
+        })
+        .await?;
+    Ok(json!({}).into())
+}
+
+/// Refuses what has made a profile too large.
+async fn check_size(conn: &mut Conn, user_id: &str) -> Result<()> {
+    let profile = whole(conn, user_id).await?.ok_or_else(|| not_found("This account has no profile."))?;
+    if Value::Object(profile).to_string().len() >= PROFILE_BYTES_MAX {
+        return Err(refuse(Code::ProfileTooLarge, "A profile is smaller than 64 KiB."));
+    }
+    Ok(())
+}
+
+/// A profile with all of its fields; none where there is no such account.
+async fn whole(conn: &mut Conn, user_id: &str) -> Result<Option<Map<String, Value>>> {
+    let Some(profile) = store::personal::profile(conn, user_id).await? else { return Ok(None) };
+    let mut all = Map::new();
+    for (key, value) in store::personal::profile_fields(conn, user_id).await? {
+        all.insert(key, serde_json::from_str(&value)?);
+    }
+    if let Some(name) = profile.display_name {
+        all.insert("displayname".to_owned(), name.into());
+    }
+    if let Some(url) = profile.avatar_url {
+        all.insert("avatar_url".to_owned(), url.into());
+    }
+    Ok(Some(all))
+}
+
+/// Sets the display name or the avatar, here and in the user's rooms.
+async fn set(server: &Arc<Server>, who: Requester, field: Field, value: Option<String>) -> Result<Answer> {
+    if let Some(value) = &value {
+        if field == Field::Name && value.chars().count() > NAME_MAX {
+            return Err(invalid(format!("A display name has at most {NAME_MAX} characters.")));
+        }
+        let uri = value.is_empty() || value.starts_with("mxc://") && value.len() <= URI_MAX;
+        if field == Field::Avatar && !uri {
+            return Err(invalid("An avatar is an mxc:// URI."));
+        }
+    }
     let rooms: Vec<_> = server.live.joined_rooms(&who.user_id).into_iter().collect();
     let server_name = server.name.clone();
     server
@@ -121,13 +219,15 @@ async fn set(server: &Arc<Server>, who: Requester, key: &str, value: Option<Stri
                     .await?
                     .ok_or_else(|| not_found("This account has no profile."))?;
                 let value = value.filter(|value| !value.is_empty());
-                if key == "displayname" {
+                if field == Field::Name {
                     profile.display_name = value;
                 } else {
                     profile.avatar_url = value;
                     link_avatar(batch, &server_name, user_id, &profile).await?;
                 }
-                store::personal::set_profile(batch.sql().await?, user_id.as_str(), &profile).await?;
+                let conn = batch.sql().await?;
+                store::personal::set_profile(conn, user_id.as_str(), &profile).await?;
+                check_size(conn, user_id.as_str()).await?;
                 for room_id in rooms {
                     let content = member::content("join", &profile, None);
                     let intent =

@@ -16,13 +16,13 @@ use ruma::{
     push::{Action, InsertPushRuleError, PushFormat, RemovePushRuleError, Ruleset},
     serde::Raw,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     error::{Code, Result, forbidden, invalid, not_found, refuse},
     http::{
         caller::Requester,
-        route::{Answer, Routes},
+        route::{Answer, Routes, needed},
     },
     push::{Chosen, Pusher, SCOPE, Setting, counts, gateways, rules},
     rooms::{committer::Hint, pdu::Event},
@@ -53,7 +53,7 @@ const SCAN: usize = 3_000;
 pub fn routes(routes: Routes) -> Routes {
     routes
         .raw::<get_pushers::v3::Request, Requester, _, _>(pushers)
-        .endpoint::<set_pusher::v3::Request, Requester, _, _>(set)
+        .checked::<set_pusher::v3::Request, Requester, _, _>(pusher_shape, set)
         .raw::<get_pushrules_all::v3::Request, Requester, _, _>(all_rules)
         .raw::<get_pushrules_global_scope::v3::Request, Requester, _, _>(global_rules)
         .endpoint::<get_pushrule::v3::Request, Requester, _, _>(rule)
@@ -76,6 +76,20 @@ async fn pushers(server: Arc<Server>, who: Requester, _: get_pushers::v3::Reques
     let list: Vec<Value> =
         stored.iter().map(|pusher| serde_json::from_str(&pusher.pusher)).collect::<Result<_, _>>()?;
     Ok(json!({ "pushers": list }).into())
+}
+
+/// ruma takes a pusher without a kind for one to delete.
+fn pusher_shape(body: &Map<String, Value>) -> Result<()> {
+    let kind = needed(body, "kind")?;
+    for name in ["app_id", "pushkey"] {
+        needed(body, name)?;
+    }
+    if !kind.is_null() {
+        for name in ["app_display_name", "device_display_name", "lang", "data"] {
+            needed(body, name)?;
+        }
+    }
+    Ok(())
 }
 
 async fn set(

@@ -87,9 +87,26 @@ async fn search(server: Arc<Server>, who: Requester, request: Request) -> Result
     let Some(criteria) = request.search_categories.room_events else {
         return Ok(json!({"search_categories": {}}).into());
     };
+    check_words(&criteria)?;
     let found = find(&server, &who, &criteria, request.next_batch.as_deref()).await?;
     let found = serde_json::to_string(&found)?;
     Ok(Answer::Json(format!("{{\"search_categories\":{{\"room_events\":{found}}}}}")))
+}
+
+/// ruma takes any word where the specification lists some.
+fn check_words(criteria: &Criteria) -> Result<()> {
+    if criteria.order_by.as_ref().is_some_and(|order| !["recent", "rank"].contains(&order.as_str())) {
+        return Err(invalid("order_by is \"recent\" or \"rank\"."));
+    }
+    let known = |key: &GroupingKey| ["room_id", "sender"].contains(&key.as_str());
+    if !criteria.groupings.group_by.iter().filter_map(|grouping| grouping.key.as_ref()).all(known) {
+        return Err(invalid("Results are grouped by \"room_id\" or \"sender\"."));
+    }
+    let known = |key: &SearchKeys| ["content.body", "content.name", "content.topic"].contains(&key.as_str());
+    if !criteria.keys.iter().flatten().all(known) {
+        return Err(invalid("keys are content.body, content.name and content.topic."));
+    }
+    Ok(())
 }
 
 async fn find(
@@ -181,12 +198,14 @@ async fn result(
     let mut profile_info = BTreeMap::new();
     if wanted.include_profile {
         for event in before.iter().chain(&after).chain([event]) {
-            let field =
-                |name: &str| view.state.content_str(&StateEventType::RoomMember, event.sender.as_str(), name);
-            profile_info.insert(
-                event.sender.clone(),
-                json!({"displayname": field("displayname"), "avatar_url": field("avatar_url")}),
-            );
+            let mut profile = serde_json::Map::new();
+            for name in ["displayname", "avatar_url"] {
+                let kind = StateEventType::RoomMember;
+                if let Some(text) = view.state.content_str(&kind, event.sender.as_str(), name) {
+                    profile.insert(name.to_owned(), text.into());
+                }
+            }
+            profile_info.insert(event.sender.clone(), profile.into());
         }
     }
     let told = before.iter().chain(&after).chain([event]);

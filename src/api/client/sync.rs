@@ -44,7 +44,8 @@ async fn sync(server: Arc<Server>, call: Call) -> Result<Answer> {
                 request.full_state = value.parse().map_err(|_| invalid("full_state is true or false."))?;
             }
             "use_state_after" | "org.matrix.msc4222.use_state_after" => {
-                request.state_after |= value == "true"
+                let after: bool = value.parse().map_err(|_| invalid("use_state_after is true or false."))?;
+                request.state_after |= after;
             }
             "timeout" => {
                 let ms = value.parse().map_err(|_| invalid("timeout is a number of milliseconds."))?;

@@ -73,6 +73,9 @@ pub fn routes(routes: Routes) -> Routes {
                     return Err(invalid("A tag has at most 255 bytes."));
                 }
                 let (_, info) = call.json::<Map<String, Value>>(&server).await?;
+                if info.get("order").is_some_and(|order| !order.is_number()) {
+                    return Err(refuse(Code::BadJson, "The order of a tag is a number."));
+                }
                 let mut tags = tags(&server, &who, &room_id).await?;
                 tags.insert(tag, Value::Object(info));
                 if tags.len() > TAGS_MAX {
@@ -103,6 +106,11 @@ pub fn routes(routes: Routes) -> Routes {
         .raw::<search::Request, Requester, _, _>(directory)
         .at(Method::PUT, "/_matrix/client/v3/presence/{userId}/status", |server, call| async move {
             own(&server, &call).await?;
+            // Presence is off: what is said is read, and told to nobody.
+            let (_, said) = call.json::<Presence>(&server).await?;
+            if !["online", "offline", "unavailable"].contains(&said.presence.as_str()) {
+                return Err(invalid("presence is \"online\", \"offline\" or \"unavailable\"."));
+            }
             Ok(json!({}).into())
         })
         .at(Method::GET, "/_matrix/client/v3/presence/{userId}/status", |server, call| async move {
@@ -113,6 +121,14 @@ pub fn routes(routes: Routes) -> Routes {
             }
             Ok(json!({"presence": "offline"}).into())
         })
+}
+
+/// What `PUT /presence/{userId}/status` takes; nothing of it is kept.
+#[derive(serde::Deserialize)]
+struct Presence {
+    presence: String,
+    #[serde(default, rename = "status_msg")]
+    _status_msg: Option<String>,
 }
 
 async fn own(server: &Arc<Server>, call: &Call) -> Result<Requester> {
@@ -140,7 +156,7 @@ async fn put(
 ) -> Result<Answer> {
     check_account_data(server, &kind)?;
     if RESERVED.contains(&kind.as_str()) {
-        return Err(refuse(Code::BadState, "This is kept by the server and has an endpoint of its own."));
+        return Err(refuse(Code::ServerKept, "This is kept by the server and has an endpoint of its own."));
     }
     if kind.len() > 255 {
         return Err(invalid("A type has at most 255 bytes."));

@@ -25,6 +25,7 @@ pub fn routes(routes: Routes) -> Routes {
                 "org.matrix.msc3440.stable": true,
                 "org.matrix.msc3771": true,
                 "org.matrix.msc3773": true,
+                "uk.tcpip.msc4133.stable": true,
             });
             if server.config.policy.encryption == Encryption::Allowed {
                 // With encryption forbidden these two bring key screens back.
@@ -40,6 +41,8 @@ pub fn routes(routes: Routes) -> Routes {
         })
         .raw::<discovery::get_capabilities::v3::Request, Requester, _, _>(|server, who, _| async move {
             let open = server.config.policy.registration != Registration::Closed;
+            let fields =
+                if open { json!({"enabled": true}) } else { json!({"enabled": true, "allowed": ["avatar_url"]}) };
             let mut answer = json!({"capabilities": {
                 "m.change_password": {"enabled": true},
                 "m.room_versions": {"default": "12", "available": {"10": "stable", "11": "stable", "12": "stable"}},
@@ -48,7 +51,7 @@ pub fn routes(routes: Routes) -> Routes {
                 "m.set_avatar_url": {"enabled": true},
                 "m.3pid_changes": {"enabled": true},
                 "m.get_login_token": {"enabled": false},
-                "m.profile_fields": {"enabled": open, "disallowed": []},
+                "m.profile_fields": fields,
             }});
             if super::admin::admin(&server, &who).await.is_ok() {
                 answer["capabilities"]["m.account_moderation"] = json!({"suspend": true, "lock": true});

@@ -31,12 +31,15 @@ pub fn routes(routes: Routes) -> Routes {
 }
 
 async fn create_room(server: Arc<Server>, who: Requester, request: create::Request) -> Result<Answer> {
+    if !matches!(request.visibility, Visibility::Public | Visibility::Private) {
+        return Err(invalid("visibility is \"public\" or \"private\"."));
+    }
     if request.visibility == Visibility::Public && !server.config.policy.public_directory {
         return Err(forbidden("This server has no list of public rooms."));
     }
     if !request.invite_3pid.is_empty() {
         return Err(refuse(
-            Code::ThreepidNotFound,
+            Code::ServerNotTrusted,
             "People are invited by their user id: this server knows no identity server.",
         ));
     }

@@ -14,7 +14,7 @@ use ruma::{
 };
 
 use crate::{
-    error::{Result, not_found},
+    error::{Code, Result, not_found},
     http::{
         caller::Requester,
         route::{Answer, Routes},
@@ -58,7 +58,12 @@ pub(in crate::api::client) async fn one(
     room_id: &RoomId,
     event_id: &EventId,
 ) -> Result<Answer> {
-    let (room, sight, event) = wanted(server, who, room_id, event_id).await?;
+    let (room, sight, event) =
+        wanted(server, who, room_id, event_id).await.map_err(|error| match error.code() {
+            // "Not found or you do not have permission": one answer for both.
+            Some(Code::Forbidden) => not_found("No such event, or you cannot see it."),
+            _ => error,
+        })?;
     history::complete(&mut server.db.read().await?, std::slice::from_ref(&event)).await?;
     let bundles = bundle::bundle(server, who, &room, &sight, [&event]).await?;
     reading::opened(server, who, room_id, "event").await?;

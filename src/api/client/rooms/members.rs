@@ -35,13 +35,25 @@ pub fn routes(routes: Routes) -> Routes {
     routes
         .raw::<invite::Request, Requester, _, _>(|server, who, request| async move {
             let invite::InvitationRecipient::UserId(recipient) = request.recipient else {
-                return Err(refuse(Code::ThreepidNotFound, "People are invited by their user id: this server knows no identity server."));
+                return Err(refuse(
+                    Code::ServerNotTrusted,
+                    "People are invited by their user id: this server knows no identity server.",
+                ));
             };
             let (target, reason) = (recipient.user_id, recipient.reason);
             known(&server, &who, &request.room_id, &target).await?;
-            change(&server, &who, request.room_id, "member.invite", target.clone(), move |batch, room_id, sender| {
-                Box::pin(async move { member::invite(batch, room_id, sender, &target, reason.as_deref()).await })
-            })
+            change(
+                &server,
+                &who,
+                request.room_id,
+                "member.invite",
+                target.clone(),
+                move |batch, room_id, sender| {
+                    Box::pin(async move {
+                        member::invite(batch, room_id, sender, &target, reason.as_deref()).await
+                    })
+                },
+            )
             .await
         })
         .raw::<join::Request, Requester, _, _>(|server, who, request| async move {
@@ -57,30 +69,64 @@ pub fn routes(routes: Routes) -> Routes {
         .raw::<leave::Request, Requester, _, _>(|server, who, request| async move {
             let target = who.user_id.clone();
             let reason = request.reason;
-            change(&server, &who, request.room_id, "member.leave", target.clone(), move |batch, room_id, sender| {
-                Box::pin(async move { member::leave(batch, room_id, sender, reason.as_deref()).await })
-            })
+            change(
+                &server,
+                &who,
+                request.room_id,
+                "member.leave",
+                target.clone(),
+                move |batch, room_id, sender| {
+                    Box::pin(async move { member::leave(batch, room_id, sender, reason.as_deref()).await })
+                },
+            )
             .await
         })
         .raw::<kick::Request, Requester, _, _>(|server, who, request| async move {
             let (target, reason) = (request.user_id, request.reason);
-            change(&server, &who, request.room_id, "member.remove", target.clone(), move |batch, room_id, sender| {
-                Box::pin(async move { member::kick(batch, room_id, sender, &target, reason.as_deref()).await })
-            })
+            change(
+                &server,
+                &who,
+                request.room_id,
+                "member.remove",
+                target.clone(),
+                move |batch, room_id, sender| {
+                    Box::pin(
+                        async move { member::kick(batch, room_id, sender, &target, reason.as_deref()).await },
+                    )
+                },
+            )
             .await
         })
         .raw::<ban::Request, Requester, _, _>(|server, who, request| async move {
             let (target, reason) = (request.user_id, request.reason);
-            change(&server, &who, request.room_id, "member.ban", target.clone(), move |batch, room_id, sender| {
-                Box::pin(async move { member::ban(batch, room_id, sender, &target, true, reason.as_deref()).await })
-            })
+            change(
+                &server,
+                &who,
+                request.room_id,
+                "member.ban",
+                target.clone(),
+                move |batch, room_id, sender| {
+                    Box::pin(async move {
+                        member::ban(batch, room_id, sender, &target, true, reason.as_deref()).await
+                    })
+                },
+            )
             .await
         })
         .raw::<unban::Request, Requester, _, _>(|server, who, request| async move {
             let (target, reason) = (request.user_id, request.reason);
-            change(&server, &who, request.room_id, "member.unban", target.clone(), move |batch, room_id, sender| {
-                Box::pin(async move { member::ban(batch, room_id, sender, &target, false, reason.as_deref()).await })
-            })
+            change(
+                &server,
+                &who,
+                request.room_id,
+                "member.unban",
+                target.clone(),
+                move |batch, room_id, sender| {
+                    Box::pin(async move {
+                        member::ban(batch, room_id, sender, &target, false, reason.as_deref()).await
+                    })
+                },
+            )
             .await
         })
         .raw::<forget::Request, Requester, _, _>(forget_room)
@@ -96,10 +142,13 @@ pub fn routes(routes: Routes) -> Routes {
             let mut joined = serde_json::Map::new();
             for (user_id, event) in view.state.members("join") {
                 let content: serde_json::Value = serde_json::from_str(event.content.get())?;
-                joined.insert(
-                    user_id.to_string(),
-                    json!({"display_name": content.get("displayname"), "avatar_url": content.get("avatar_url")}),
-                );
+                let mut shown = serde_json::Map::new();
+                for (from, to) in [("displayname", "display_name"), ("avatar_url", "avatar_url")] {
+                    if let Some(text) = content.get(from).filter(|value| value.is_string()) {
+                        shown.insert(to.to_owned(), text.clone());
+                    }
+                }
+                joined.insert(user_id.to_string(), shown.into());
             }
             Ok(json!({"joined": joined}).into())
         })
@@ -305,7 +354,7 @@ async fn forget_room(server: Arc<Server>, who: Requester, request: forget::Reque
         .membership(&who.user_id, &request.room_id)
         .ok_or_else(|| forbidden("You were never in this room."))?;
     if !matches!(membership.membership.as_str(), "leave" | "ban") {
-        return Err(refuse(Code::InvalidParam, "Please leave the room before you forget it."));
+        return Err(refuse(Code::Unknown, "Please leave the room before you forget it."));
     }
     let live = Arc::clone(&server.live);
     server
@@ -333,6 +382,10 @@ async fn list(server: Arc<Server>, who: Requester, request: members::Request) ->
     let state = history::state_before(&server, &view, upto.saturating_add(1)).await?;
     let wanted = request.membership.map(|m| m.to_string());
     let unwanted = request.not_membership.map(|m| m.to_string());
+    let known = |m: &String| ["join", "invite", "knock", "leave", "ban"].contains(&m.as_str());
+    if !wanted.iter().chain(&unwanted).all(known) {
+        return Err(invalid("There is no such membership."));
+    }
     let now = server.now();
     let mut out = String::from("{\"chunk\":");
     let events = state.iter().filter(|event| {

@@ -24,14 +24,21 @@ pub fn routes(routes: Routes) -> Routes {
     routes
         .raw::<receipt::Request, Requester, _, _>(|server, who, request| async move {
             let kind = request.receipt_type.to_string();
+            let thread = request.thread.as_str().map(ToOwned::to_owned);
+            if thread.as_deref() == Some("") {
+                return Err(invalid("thread_id is \"main\" or the id of an event of the room."));
+            }
             if kind == "m.fully_read" {
+                if thread.is_some() {
+                    return Err(invalid("The fully-read marker is of the whole room: it has no thread_id."));
+                }
                 return mark(&server, who, request.room_id, Vec::new(), Some(request.event_id)).await;
             }
             if kind != "m.read" && kind != "m.read.private" {
                 return Err(invalid("Unknown type of receipt."));
             }
-            let thread = request.thread.as_str().unwrap_or_default().to_owned();
-            mark(&server, who, request.room_id, vec![(kind, thread, request.event_id)], None).await
+            let receipt = (kind, thread.unwrap_or_default(), request.event_id);
+            mark(&server, who, request.room_id, vec![receipt], None).await
         })
         .raw::<markers::Request, Requester, _, _>(|server, who, request| async move {
             let mut list = Vec::new();

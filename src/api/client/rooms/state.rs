@@ -37,6 +37,11 @@ pub fn routes(routes: Routes) -> Routes {
 async fn one(server: Arc<Server>, call: Call) -> Result<Answer> {
     let who = caller::requester(&server, &call.parts).await?;
     let room_id = <&RoomId>::try_from(call.arg(0)).map_err(|_| invalid("That is no room id."))?;
+    let whole = match call.query("format").as_deref() {
+        None | Some("content") => false,
+        Some("event") => true,
+        Some(_) => return Err(invalid("format is \"content\" or \"event\".")),
+    };
     let state = visible_state(&server, &who, room_id).await?;
     let event = state
         .iter()
@@ -44,9 +49,10 @@ async fn one(server: Arc<Server>, call: Call) -> Result<Answer> {
             event.kind.to_string() == call.arg(1) && event.state_key.as_deref() == Some(call.arg(2))
         })
         .ok_or_else(|| not_found("The room has no such state."))?;
-    Ok(Answer::Json(match call.query("format").as_deref() {
-        Some("event") => render::event(event, Some(&who), server.now()),
-        _ => event.content.get().to_owned(),
+    Ok(Answer::Json(if whole {
+        render::event(event, Some(&who), server.now())
+    } else {
+        event.content.get().to_owned()
     }))
 }
 
