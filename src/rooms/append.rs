@@ -336,7 +336,24 @@ impl Batch {
                 "Encryption between users is switched off on this server (部屋の暗号化はできません).",
             ));
         }
+        let text = |field: &str| intent.content.get(field).and_then(CanonicalJsonValue::as_str);
+        if kind == "m.room.join_rules" && !self.takes_join_rule(text("join_rule").unwrap_or_default()) {
+            return Err(forbidden("Rooms of this join rule are switched off on this server."));
+        }
+        if kind == "m.room.member" && text("membership") == Some("knock") && !self.policy.knocking {
+            return Err(forbidden("Knocking is switched off on this server (入室の申請はできません)."));
+        }
         Ok(())
+    }
+
+    /// Whether the policies allow rooms of a join rule.
+    pub fn takes_join_rule(&self, rule: &str) -> bool {
+        match rule {
+            "knock" => self.policy.knocking,
+            "restricted" => self.policy.restricted_joins,
+            "knock_restricted" => self.policy.knocking && self.policy.restricted_joins,
+            _ => true,
+        }
     }
 
     /// Empties an event (redaction): everywhere in the same unit; the original goes to the auditor's table.

@@ -27,6 +27,7 @@ pub mod meta;
 pub mod personal;
 pub mod push;
 pub mod relations;
+pub mod reports;
 pub mod rooms;
 pub mod script;
 pub mod search;

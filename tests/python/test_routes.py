@@ -85,6 +85,7 @@ class Asker:
             "device_id": "NONE", "receipt_type": "m.read", "rel_type": "m.thread", "type": "jp.example.x", "tag": "m.favourite",
             "filterId": "0", "serverName": server_name, "mediaId": media_id, "fileName": "photo.png", "kind": "override",
             "rule_id": "x", "keyName": "displayname", "protocol": "x", "appserviceId": "city", "terminal": "1",
+            "networkId": "irc", "eventId": self.direct_event if inside else self.event,
         }
         return re.sub(r"\{(\w+)\}", lambda found: quote(values[found[1]]), template)
 
@@ -98,6 +99,7 @@ class Asker:
             "/read_markers": {"m.fully_read": self.event}, "{eventType}": {"topic": "x"}, "{eventType}/": {"topic": "x"},
             "{stateKey}": {"topic": "x"}, "/typing/{user_id}": {"typing": True, "timeout": 1000}, "/status": {"presence": "online"},
             "displayname": {"displayname": "x"}, "{keyName}": {"displayname": "x"}, "/{tag}": {"order": 0.5},
+            "/upgrade": {"new_version": "12"}, "/report": {"reason": "x"},
             "/email/requestToken": {"client_secret": "x", "email": "a@example.jp", "send_attempt": 1},
             "login": {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "p999999"}, "password": "x"},
         }.items():
@@ -105,7 +107,7 @@ class Asker:
                 return body
         return {}
 
-    QUERIES = {"/messages": "dir=b", "/register/available": "username=x", "/keys/changes": "from=x&to=x",
+    QUERIES = {"/messages": "dir=b", "/timestamp_to_event": "ts=0&dir=f", "/register/available": "username=x", "/keys/changes": "from=x&to=x",
                "/preview_url": "url=https://example.jp", "/thumbnail/{serverName}/{mediaId}": "width=32&height=32"}
 
     def ask(self, client: Client, row: dict[str, str], me: str, token: str) -> str:

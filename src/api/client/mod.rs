@@ -18,6 +18,7 @@ mod media;
 mod profile;
 mod push;
 mod register;
+mod reports;
 mod rooms;
 mod search;
 mod sync;
@@ -44,6 +45,7 @@ pub fn routes() -> Routes {
         media::routes,
         push::routes,
         search::routes,
+        reports::routes,
         appservice::routes,
         thirdparty::routes,
     ] {
