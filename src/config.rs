@@ -207,6 +207,13 @@ pub struct Policy {
     pub direct_rooms: bool,
     /// A list of public rooms.
     pub public_directory: bool,
+    /// Knocking (入室の申請): asking to be let into a room whose join rule allows it.
+    pub knocking: bool,
+    /// Rooms that the members of another room may join by themselves.
+    pub restricted_joins: bool,
+    /// Who is there at the moment, told to those who share a room. `--profile open` leaves it as it is: it costs every
+    /// member a wake-up whenever somebody comes or goes.
+    pub presence: bool,
     /// Guests: accounts without a password, in rooms that let them in.
     pub guests: bool,
     /// Encryption between users.
@@ -246,6 +253,9 @@ impl Default for Policy {
             create_rooms: CreateRooms::City,
             direct_rooms: true,
             public_directory: false,
+            knocking: false,
+            restricted_joins: false,
+            presence: false,
             guests: false,
             encryption: Encryption::Forbidden,
             rate_limits: true,
@@ -539,6 +549,8 @@ impl Config {
         policy.admin_api = true;
         policy.create_rooms = CreateRooms::Everybody;
         policy.public_directory = true;
+        policy.knocking = true;
+        policy.restricted_joins = true;
         policy.guests = true;
         policy.encryption = Encryption::Allowed;
         policy.rate_limits = false;

@@ -95,6 +95,8 @@ pub enum Code {
     ThreepidUnconfirmed,
     /// The third-party server is not trusted.
     ServerNotTrusted,
+    /// The invited person takes no invitations of this sender.
+    InviteBlocked,
     /// The same reaction was sent before.
     DuplicateAnnotation,
     /// The appservice has no URL.

@@ -378,6 +378,7 @@ async fn housekeeping(server: Arc<Server>, tls: Acceptors) {
             () = crate::server::stopped(&mut stopping) => return,
         }
         server.live.expire_typing(server.now());
+        crate::rooms::presence::expire(&server);
         for acceptor in [&tls.0, &tls.1].into_iter().flatten() {
             match acceptor.reload_if_changed() {
                 Ok(true) => tracing::info!("the server certificate was read again"),

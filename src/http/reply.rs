@@ -52,6 +52,7 @@ pub fn status(code: Code) -> (StatusCode, &'static str) {
         Code::ThreepidDenied => (StatusCode::FORBIDDEN, "M_THREEPID_DENIED"),
         Code::ThreepidUnconfirmed => (StatusCode::FORBIDDEN, "M_THREEPID_AUTH_FAILED"),
         Code::ServerNotTrusted => (StatusCode::FORBIDDEN, "M_SERVER_NOT_TRUSTED"),
+        Code::InviteBlocked => (StatusCode::FORBIDDEN, "M_INVITE_BLOCKED"),
         Code::DuplicateAnnotation => (StatusCode::BAD_REQUEST, "M_DUPLICATE_ANNOTATION"),
         Code::UrlNotSet => (StatusCode::BAD_REQUEST, "M_URL_NOT_SET"),
         Code::BadStatus => (StatusCode::BAD_GATEWAY, "M_BAD_STATUS"),

@@ -24,6 +24,8 @@ use crate::{
 
 /// The type of the account data that holds the rules.
 pub const KIND: &str = "m.push_rules";
+/// So much of a message's text is looked through for words.
+const BODY_BYTES_MAX: usize = 4_096;
 /// The kinds of rules; clients expect a list for each, empty or not.
 const KINDS: [&str; 5] = ["override", "content", "room", "sender", "underride"];
 
@@ -77,7 +79,7 @@ pub async fn actions_in(ruleset: &Ruleset, event: &Event, context: &PushConditio
     if event.sender == context.user_id || event.redacted_by.is_some() {
         return Vec::new();
     }
-    match Raw::<Value>::from_json_string(format!("{}}}", event.client)) {
+    match Raw::<Value>::from_json_string(shown(event)) {
         Ok(raw) => {
             // A pattern with thousands of `*` makes ruma's regex too large, and ruma panics: a rule that cannot be
             // tried says nothing, and the follower goes on. Long patterns are refused when rules are set.
@@ -92,6 +94,21 @@ pub async fn actions_in(ruleset: &Ruleset, event: &Event, context: &PushConditio
         }
         Err(_) => Vec::new(),
     }
+}
+
+/// The event as rules see it. Of a long text they see the beginning: ruma looks for a word by calling itself at each
+/// place where it could be, and its stack must hold that.
+fn shown(event: &Event) -> String {
+    let whole = format!("{}}}", event.client);
+    if whole.len() <= BODY_BYTES_MAX {
+        return whole;
+    }
+    let Ok(mut value) = serde_json::from_str::<Value>(&whole) else { return whole };
+    if let Some(Value::String(body)) = value.pointer_mut("/content/body") {
+        let end = body.floor_char_boundary(BODY_BYTES_MAX);
+        body.truncate(end);
+    }
+    value.to_string()
 }
 
 /// What the rules' conditions ask about the room and the user.

@@ -335,22 +335,43 @@ impl Batch {
     }
 
     fn check_policy(&self, intent: &Intent<'_>) -> Result<()> {
-        if !matches!(intent.kind, TimelineEventType::RoomEncryption | TimelineEventType::RoomEncrypted) {
-            return Ok(());
-        }
-        if self.policy.encryption == Encryption::Forbidden {
-            return Err(forbidden(
-                "Encryption between users is switched off on this server (部屋の暗号化はできません).",
-            ));
-        }
-        // What the city has opened it files, searches and audits, whatever people do in rooms of their own.
-        let kind = self.rooms.get(intent.room_id).map(|room| room.row.kind.as_str());
-        if !matches!(kind, Some("direct" | "other")) {
-            return Err(forbidden(
-                "Rooms that the city opens are not encrypted (市が開設した部屋は暗号化できません).",
-            ));
+        let text = |field: &str| intent.content.get(field).and_then(CanonicalJsonValue::as_str);
+        match &intent.kind {
+            TimelineEventType::RoomEncryption | TimelineEventType::RoomEncrypted => {
+                if self.policy.encryption == Encryption::Forbidden {
+                    return Err(forbidden(
+                        "Encryption between users is switched off on this server (部屋の暗号化はできません).",
+                    ));
+                }
+                // What the city has opened it files, searches and audits, whatever people do in rooms of their own.
+                let kind = self.rooms.get(intent.room_id).map(|room| room.row.kind.as_str());
+                if !matches!(kind, Some("direct" | "other")) {
+                    return Err(forbidden(
+                        "Rooms that the city opens are not encrypted (市が開設した部屋は暗号化できません).",
+                    ));
+                }
+            }
+            TimelineEventType::RoomJoinRules
+                if !self.takes_join_rule(text("join_rule").unwrap_or_default()) =>
+            {
+                return Err(forbidden("Rooms of this join rule are switched off on this server."));
+            }
+            TimelineEventType::RoomMember if text("membership") == Some("knock") && !self.policy.knocking => {
+                return Err(forbidden("Knocking is switched off on this server (入室の申請はできません)."));
+            }
+            _ => {}
         }
         Ok(())
+    }
+
+    /// Whether the policies allow rooms of a join rule.
+    pub fn takes_join_rule(&self, rule: &str) -> bool {
+        match rule {
+            "knock" => self.policy.knocking,
+            "restricted" => self.policy.restricted_joins,
+            "knock_restricted" => self.policy.knocking && self.policy.restricted_joins,
+            _ => true,
+        }
     }
 
     /// Empties an event (redaction): everywhere in the same unit; the original goes to the auditor's table.

@@ -243,6 +243,8 @@ pub struct LiveUser {
     pub rules: Mutex<Option<(u64, Arc<ruma::push::Ruleset>)>>,
     /// The rooms that the user calls direct, with the generation they belong to.
     pub direct: Mutex<Option<(u64, Arc<BTreeSet<String>>)>>,
+    /// Who is there: as last set, where `policy.presence` is on.
+    pub presence: Mutex<Option<super::presence::Presence>>,
     /// Ignored users as last read, with the generation they belong to.
     pub ignored: Mutex<Option<(u64, super::ignored::Ignored)>>,
     /// Unread counts by room: counted up to a position, for a receipt position.
@@ -264,6 +266,7 @@ impl LiveUser {
             generation: AtomicU64::default(),
             rules: Mutex::default(),
             direct: Mutex::default(),
+            presence: Mutex::default(),
             ignored: Mutex::default(),
             unread: Mutex::default(),
             keys_left: crate::keys::counts::Known::default(),
@@ -598,6 +601,29 @@ impl Live {
         }
         let rooms = user.rooms.read();
         typing_in.iter().any(|room_id| rooms.get(room_id).is_some_and(|m| m.membership == "join"))
+    }
+
+    /// Moves the volatile counter for something about a user that everybody who shares a room with them can see; wakes
+    /// them. `set` is told the counter before anybody is woken.
+    pub(super) fn tell_sharers(&self, user_id: &UserId, set: impl FnOnce(u64)) {
+        let at = self.volatile.fetch_add(1, Ordering::AcqRel) + 1;
+        set(at);
+        let mut sharers = BTreeSet::from([user_id.to_owned()]);
+        for room_id in self.joined_rooms(user_id) {
+            // Nobody waits for news of a room that is not in memory.
+            let Some(view) = self.room_in_memory(&room_id).and_then(|room| room.view()) else { continue };
+            sharers.extend(view.state.members("join").map(|(member, _)| member));
+        }
+        for sharer in sharers {
+            let user = self.user(&sharer);
+            user.last_volatile.fetch_max(at, Ordering::AcqRel);
+            user.wake.notify_waiters();
+        }
+    }
+
+    /// Every user in memory.
+    pub(super) fn all_users(&self) -> Vec<(OwnedUserId, Arc<LiveUser>)> {
+        self.users.read().iter().map(|(user_id, user)| (user_id.clone(), Arc::clone(user))).collect()
     }
 
     /// Rooms whose typing changed after a volatile counter, with who types in them now.

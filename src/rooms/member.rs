@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ruma::{RoomId, UserId, events::StateEventType, events::room::member::MembershipState};
 use serde_json::{Value, json};
 
-use super::{append::Intent, batch::Batch, pdu::Event, send};
+use super::{access, append::Intent, batch::Batch, invites, pdu::Event, send};
 use crate::{
     accounts::guests,
     config::CreateRooms,
@@ -21,7 +21,7 @@ pub async fn profile(batch: &mut Batch, user_id: &UserId) -> Result<Profile> {
 /// The content of a member event.
 pub fn content(membership: &str, profile: &Profile, reason: Option<&str>) -> Value {
     let mut content = json!({"membership": membership});
-    if membership == "join" || membership == "invite" {
+    if matches!(membership, "join" | "invite" | "knock") {
         if let Some(name) = &profile.display_name {
             content["displayname"] = name.as_str().into();
         }
@@ -83,6 +83,7 @@ async fn invite_with(
     let Some(account) = account.filter(|account| account.status != "ended") else {
         return Err(not_found("There is no such account."));
     };
+    invites::check(batch.reading(), sender, target).await?;
     let profile = profile(batch, target).await?;
     let mut invited = content("invite", &profile, reason);
     if is_direct {
@@ -97,7 +98,7 @@ async fn invite_with(
     Ok(())
 }
 
-/// Joins a room that the user is invited to, or that is open to all.
+/// Joins a room that the user is invited to, that is open to all, or that lets the members of another room in.
 pub async fn join(
     batch: &mut Batch,
     room_id: &RoomId,
@@ -118,16 +119,26 @@ pub async fn join(
             return Err(refuse(Code::GuestAccessForbidden, "This room does not let guests in."));
         }
     }
+    let authority = access::authority(batch, room_id, user_id).await?;
     let profile = profile(batch, user_id).await?;
-    batch
-        .append(Intent::state(
-            room_id,
-            user_id,
-            "m.room.member",
-            user_id.as_str(),
-            content("join", &profile, reason),
-        )?)
-        .await
+    let mut joined = content("join", &profile, reason);
+    if let Some(authority) = authority {
+        joined["join_authorised_via_users_server"] = authority.as_str().into();
+    }
+    batch.append(Intent::state(room_id, user_id, "m.room.member", user_id.as_str(), joined)?).await
+}
+
+/// Knocks (入室の申請): asks the members to be let in.
+pub async fn knock(
+    batch: &mut Batch,
+    room_id: &RoomId,
+    user_id: &UserId,
+    reason: Option<&str>,
+) -> Result<()> {
+    let profile = profile(batch, user_id).await?;
+    let knocks = content("knock", &profile, reason);
+    batch.append(Intent::state(room_id, user_id, "m.room.member", user_id.as_str(), knocks)?).await?;
+    Ok(())
 }
 
 /// Leaves a room, or turns an invitation down.

@@ -1,5 +1,6 @@
 //! Rooms: events, state, the write path, what is in memory.
 
+pub mod access;
 pub mod append;
 pub mod batch;
 pub mod city;
@@ -9,9 +10,13 @@ pub mod delete;
 pub mod effects;
 pub mod history;
 pub mod ignored;
+pub mod invites;
 pub mod life;
 pub mod live;
 pub mod member;
 pub mod pdu;
+pub mod presence;
+pub mod reports;
 pub mod send;
 pub mod state;
+pub mod upgrade;

@@ -150,6 +150,20 @@ pub async fn of_facility(conn: &mut Conn, facility: i64) -> Result<Vec<String>> 
     .collect())
 }
 
+/// Everybody who belongs to a facility that this account belongs to.
+pub async fn colleagues(conn: &mut Conn, user_id: &str) -> Result<std::collections::BTreeSet<String>> {
+    Ok(all!(
+        conn,
+        (String,),
+        "SELECT DISTINCT user_id FROM account_facilities WHERE facility IN \
+         (SELECT facility FROM account_facilities WHERE user_id = $1)",
+        user_id
+    )?
+    .into_iter()
+    .map(|(id,)| id)
+    .collect())
+}
+
 /// The facilities that an account belongs to.
 pub async fn facilities_of(conn: &mut Conn, user_id: &str) -> Result<Vec<i64>> {
     Ok(all!(conn, (i64,), "SELECT facility FROM account_facilities WHERE user_id = $1", user_id)?

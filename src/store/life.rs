@@ -250,6 +250,8 @@ pub async fn delete_rest(conn: &mut Conn, room_id: &RoomId) -> Result<()> {
     run!(conn, "DELETE FROM account_data WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM media_links WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM public_rooms WHERE room_id = $1", id)?;
+    run!(conn, "DELETE FROM network_rooms WHERE room_id = $1", id)?;
+    super::reports::forget(conn, room_id).await?;
     run!(conn, "DELETE FROM break_glass WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM legal_holds WHERE room_id = $1", id)?;
     run!(conn, "DELETE FROM reading_marks WHERE room_id = $1", id)?;

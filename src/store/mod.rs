@@ -36,6 +36,7 @@ pub mod oauth;
 pub mod personal;
 pub mod push;
 pub mod relations;
+pub mod reports;
 pub mod rooms;
 pub mod script;
 pub mod search;

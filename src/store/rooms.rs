@@ -525,6 +525,55 @@ pub async fn is_public(conn: &mut Conn, room_id: &RoomId) -> Result<bool> {
     Ok(found.is_some())
 }
 
+/// Puts a room into the directory of an appservice's network, or takes it out.
+pub async fn set_in_network(
+    conn: &mut Conn,
+    network: &str,
+    room_id: &RoomId,
+    public: bool,
+    now: i64,
+) -> Result<()> {
+    if public {
+        run!(
+            conn,
+            "INSERT INTO network_rooms (network, room_id, listed_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+            network,
+            room_id.as_str(),
+            now
+        )?;
+    } else {
+        run!(
+            conn,
+            "DELETE FROM network_rooms WHERE network = $1 AND room_id = $2",
+            network,
+            room_id.as_str()
+        )?;
+    }
+    Ok(())
+}
+
+/// The rooms in the directories of networks: of one, or of all.
+pub async fn network_rooms(conn: &mut Conn, network: Option<&str>) -> Result<Vec<OwnedRoomId>> {
+    all!(
+        conn,
+        (String,),
+        "SELECT DISTINCT room_id FROM network_rooms WHERE $1 IS NULL OR network = $1 ORDER BY room_id",
+        network.map(ToOwned::to_owned)
+    )?
+    .into_iter()
+    .map(|(id,)| id.try_into().map_err(Into::into))
+    .collect()
+}
+
+/// Moves a room's aliases and its places in directories to the room that replaces it.
+pub async fn move_aliases(conn: &mut Conn, from: &RoomId, to: &RoomId) -> Result<()> {
+    let (from, to) = (from.as_str(), to.as_str());
+    run!(conn, "UPDATE room_aliases SET room_id = $2 WHERE room_id = $1", from, to)?;
+    run!(conn, "UPDATE public_rooms SET room_id = $2 WHERE room_id = $1", from, to)?;
+    run!(conn, "UPDATE network_rooms SET room_id = $2 WHERE room_id = $1", from, to)?;
+    Ok(())
+}
+
 /// The rooms in the directory.
 pub async fn public_rooms(conn: &mut Conn) -> Result<Vec<OwnedRoomId>> {
     all!(conn, (String,), "SELECT room_id FROM public_rooms ORDER BY room_id")?

@@ -22,7 +22,9 @@ use crate::{
     keys::{self, sync::E2ee},
     rooms::{
         ignored::{self, Ignored},
+        invites,
         live::{LiveUser, Membership},
+        presence,
     },
     server::Server,
     store,
@@ -41,6 +43,8 @@ pub struct Request {
     pub timeout: Duration,
     /// `use_state_after`.
     pub state_after: bool,
+    /// `set_presence`.
+    pub presence: presence::State,
 }
 
 /// Answers a sync.
@@ -55,6 +59,9 @@ pub async fn sync(server: &Arc<Server>, who: &Requester, request: Request) -> Re
         keys::sync::acknowledge(server, who, since.position).await?;
     }
     let first = since.unwrap_or_default();
+    if request.presence != presence::State::Offline {
+        presence::set(server, &who.user_id, request.presence, None);
+    }
     let mut waiting = Waiting::new(server, who, request.timeout);
     loop {
         // The wake-up is asked for before looking, so that none is lost in between.
@@ -169,6 +176,7 @@ async fn answer(
     let ignored = ignored::by(server, &who.user_id).await?;
     let mut join = String::new();
     let mut invite = String::new();
+    let mut knock = String::new();
     let mut leave = String::new();
     for (room_id, membership) in &memberships {
         if definition.room.not_rooms.contains(room_id)
@@ -186,7 +194,14 @@ async fn answer(
                 }
             }
             "invite" if membership.changed_at > since.position => {
-                write_invite(server, who, &ignored, room_id, membership, &mut invite).await?;
+                if invite_is_told(server, who, &ignored, room_id).await? {
+                    let at = membership.position;
+                    write_stripped_room(server, who, room_id, ("invite_state", at), &mut invite).await?;
+                }
+            }
+            "knock" if membership.changed_at > since.position => {
+                let at = membership.position;
+                write_stripped_room(server, who, room_id, ("knock_state", at), &mut knock).await?;
             }
             "leave" | "ban" if !membership.forgotten => {
                 let told = if since.position == 0 {
@@ -202,10 +217,12 @@ async fn answer(
         }
     }
     let mut out = format!("{{\"next_batch\":\"{}\"", upto.to_text(&server.epoch));
-    let rooms = !join.is_empty() || !invite.is_empty() || !leave.is_empty();
+    let rooms = [&join, &invite, &knock, &leave].iter().any(|part| !part.is_empty());
     if rooms {
-        let _ =
-            write!(out, ",\"rooms\":{{\"join\":{{{join}}},\"invite\":{{{invite}}},\"leave\":{{{leave}}}}}");
+        let _ = write!(
+            out,
+            ",\"rooms\":{{\"join\":{{{join}}},\"invite\":{{{invite}}},\"knock\":{{{knock}}},\"leave\":{{{leave}}}}}"
+        );
     }
     let global = account_data.get("");
     if let Some(global) = global {
@@ -221,10 +238,36 @@ async fn answer(
         write_list(&mut out, &to_device.events, |out, event| out.push_str(event));
         out.push('}');
     }
+    let present = presence::changed(
+        server,
+        &who.user_id,
+        &ignored,
+        (since.volatile, upto.volatile),
+        since.position == 0,
+    );
+    let present: Vec<_> =
+        present.into_iter().filter(|(user_id, _)| passes_presence(&definition.presence, user_id)).collect();
+    if !present.is_empty() {
+        out.push_str(",\"presence\":{\"events\":");
+        write_list(&mut out, &present, |out, (user_id, content)| {
+            let _ = write!(out, "{{\"type\":\"m.presence\",\"sender\":\"{user_id}\",\"content\":{content}}}");
+        });
+        out.push('}');
+    }
     write_e2ee(&e2ee, &mut out)?;
     out.push('}');
-    let something = rooms || global.is_some() || !to_device.events.is_empty() || e2ee.is_news();
+    let something =
+        rooms || global.is_some() || !to_device.events.is_empty() || e2ee.is_news() || !present.is_empty();
     Ok((out, something))
+}
+
+/// Whether the filter lets somebody's presence through.
+fn passes_presence(filter: &ruma::api::client::filter::Filter, user_id: &ruma::UserId) -> bool {
+    let is_presence = |kind: &String| matches!(kind.as_str(), "m.presence" | "*" | "m.*");
+    !filter.not_senders.iter().any(|id| id == user_id)
+        && filter.senders.as_ref().is_none_or(|senders| senders.iter().any(|id| id == user_id))
+        && !filter.not_types.iter().any(is_presence)
+        && filter.types.as_ref().is_none_or(|types| types.iter().any(is_presence))
 }
 
 /// Whose devices changed, and how many one-time keys the device has left; clients upload more when they see few.
@@ -248,25 +291,37 @@ fn write_e2ee(e2ee: &E2ee, out: &mut String) -> Result<()> {
     Ok(())
 }
 
-async fn write_invite(
+/// Whether an invitation reaches whom it is for: not where they ignore its sender or have set that it does not.
+pub async fn invite_is_told(
     server: &Arc<Server>,
     who: &Requester,
     ignored: &Ignored,
     room_id: &RoomId,
-    membership: &Membership,
+) -> Result<bool> {
+    let room = server.live.room(&server.db, room_id).await?;
+    let view = room.current()?;
+    let Some(own) = view.state.event(&StateEventType::RoomMember, who.user_id.as_str()) else {
+        return Ok(true);
+    };
+    if ignored.contains(&own.sender) {
+        return Ok(false);
+    }
+    let mut conn = server.db.read().await?;
+    // One that was blocked later was there before.
+    Ok(invites::verdict(&mut conn, &own.sender, &who.user_id).await? != invites::Verdict::Ignored)
+}
+
+/// A room that the user is invited to or knocks on, by its stripped state of that time.
+async fn write_stripped_room(
+    server: &Arc<Server>,
+    who: &Requester,
+    room_id: &RoomId,
+    (part, at): (&str, i64),
     out: &mut String,
 ) -> Result<()> {
     let view = server.live.room(&server.db, room_id).await?.current()?;
-    let own = view.state.event(&StateEventType::RoomMember, who.user_id.as_str());
-    if own.is_some_and(|event| ignored.contains(&event.sender)) {
-        return Ok(());
-    }
-    let events = room::invite_state(server, &view, &who.user_id, membership.position).await?;
-    let _ = write!(
-        out,
-        "{}\"{room_id}\":{{\"invite_state\":{{\"events\":",
-        if out.is_empty() { "" } else { "," }
-    );
+    let events = room::invite_state(server, &view, &who.user_id, at).await?;
+    let _ = write!(out, "{}\"{room_id}\":{{\"{part}\":{{\"events\":", if out.is_empty() { "" } else { "," });
     write_list(out, &events, |out, event| write_stripped(out, event));
     out.push_str("}}");
     Ok(())

@@ -86,6 +86,7 @@ class Asker:
             "filterId": "0", "serverName": server_name, "mediaId": media_id, "fileName": "photo.png", "kind": "override",
              "rule_id": "x", "keyName": "displayname", "protocol": "x", "appserviceId": "city", "terminal": "1", "idpId": "x",
              "deviceId": "NONE", "deleteId": "NONE", "version": "1", "sessionId": "x",
+             "networkId": "irc", "eventId": self.direct_event if inside else self.event,
         }
         return re.sub(r"\{(\w+)\}", lambda found: quote(values[found[1]]), template)
 
@@ -99,7 +100,8 @@ class Asker:
             "/ban": {"user_id": self.member.user_id}, "/unban": {"user_id": self.member.user_id},
             "/read_markers": {"m.fully_read": self.event}, "{eventType}": {"topic": "x"}, "{eventType}/": {"topic": "x"},
             "{stateKey}": {"topic": "x"}, "/typing/{user_id}": {"typing": True, "timeout": 1000}, "/status": {"presence": "online"},
-            "refresh": {"refresh_token": "x"}, "displayname": {"displayname": "x"}, "{keyName}": {"displayname": "x"}, "/{tag}": {"order": 0.5},
+             "refresh": {"refresh_token": "x"}, "displayname": {"displayname": "x"}, "{keyName}": {"displayname": "x"}, "/{tag}": {"order": 0.5},
+             "/upgrade": {"new_version": "12"}, "/report": {"reason": "x"},
             "/email/requestToken": {"client_secret": "x", "email": "a@example.jp", "send_attempt": 1},
             "login": {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "p999999"}, "password": "x"},
         }.items():
@@ -107,7 +109,7 @@ class Asker:
                 return body
         return {}
 
-    QUERIES = {"/messages": "dir=b", "/register/available": "username=x", "/keys/changes": "from=x&to=x",
+    QUERIES = {"/messages": "dir=b", "/timestamp_to_event": "ts=0&dir=f", "/register/available": "username=x", "/keys/changes": "from=x&to=x",
                "/validity": "token=x", "/preview_url": "url=https://example.jp", "/thumbnail/{serverName}/{mediaId}": "width=32&height=32"}
 
     def ask(self, client: Client, row: dict[str, str], me: str, token: str) -> str:

@@ -432,3 +432,12 @@ def test_unread_counts_by_thread(server):
     me.client.say(room, "mine", **{"m.relates_to": {"rel_type": "m.thread", "event_id": one}})
     assert counts() == (0, {}, 0), "who writes in a thread has read it"
     assert old
+
+
+def test_a_rule_on_a_long_text(server):
+    """A word that could stand at twenty thousand places of a text must not exhaust the server's stack."""
+    me, other = server.register(), server.register()
+    room = make(me, other)
+    me.client.ok("PUT", f"{C}/pushrules/global/content/a", {"pattern": "a", "actions": ["notify"]})
+    other.client.say(room, "xa " * 20_000)
+    assert me.client.sync()["rooms"]["join"][room]["unread_notifications"]["notification_count"] == 1

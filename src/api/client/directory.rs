@@ -1,7 +1,7 @@
 //! The public directory and aliases. A city has no list of public rooms, and its aliases are those of appservices; the
 //! open profile leaves both to everybody.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use http::Method;
 use ruma::{OwnedRoomId, RoomAliasId, RoomId, events::StateEventType};
@@ -14,7 +14,7 @@ use crate::{
         caller::{self, Requester},
         route::{Answer, Call, Routes},
     },
-    rooms::{committer::Hint, send},
+    rooms::{access, committer::Hint, send},
     server::Server,
     store,
 };
@@ -28,8 +28,7 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::GET, "/_matrix/client/v3/publicRooms", |server, call| async move {
             caller::requester(&server, &call.parts).await?;
             let number = call.query("limit").map(|n| n.parse().map_err(|_| invalid("limit is no number.")));
-            let asked =
-                Asked { limit: number.transpose()?, since: call.query("since"), filter: Filter::default() };
+            let asked = Asked { limit: number.transpose()?, since: call.query("since"), ..Asked::default() };
             public_rooms(&server, asked).await
         })
         .at(Method::POST, "/_matrix/client/v3/publicRooms", |server, call| async move {
@@ -50,6 +49,7 @@ pub fn routes(routes: Routes) -> Routes {
             Ok(json!({"visibility": "private"}).into())
         })
         .at(Method::PUT, "/_matrix/client/v3/directory/list/room/{roomId}", list_room)
+        .at(Method::PUT, "/_matrix/client/v3/directory/list/appservice/{networkId}/{roomId}", list_in_network)
         .at(Method::GET, "/_matrix/client/v3/rooms/{roomId}/aliases", |server, call| async move {
             let who = caller::requester(&server, &call.parts).await?;
             let Some(room_id) = <&RoomId>::try_from(call.arg(0))
@@ -77,6 +77,8 @@ struct Asked {
     limit: Option<usize>,
     since: Option<String>,
     filter: Filter,
+    third_party_instance_id: Option<String>,
+    include_all_networks: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -104,24 +106,11 @@ async fn public_rooms(server: &Arc<Server>, asked: Asked) -> Result<Answer> {
     let limit = asked.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
     let term = asked.filter.generic_search_term.as_deref().map(crate::search::normal);
     let mut rooms = Vec::new();
-    for room_id in store::rooms::public_rooms(&mut server.db.read().await?).await? {
+    for room_id in listed(server, &asked).await? {
         let room = server.live.room(&server.db, &room_id).await?;
         let view = room.current()?;
-        let text = |kind: StateEventType, field: &str| view.state.content_str(&kind, "", field);
-        let kind = text(StateEventType::RoomCreate, "type");
-        let entry = json!({
-            "room_id": room_id,
-            "name": text(StateEventType::RoomName, "name"),
-            "topic": text(StateEventType::RoomTopic, "topic"),
-            "canonical_alias": text(StateEventType::RoomCanonicalAlias, "alias"),
-            "avatar_url": text(StateEventType::RoomAvatar, "url"),
-            "join_rule": text(StateEventType::RoomJoinRules, "join_rule"),
-            "room_type": kind,
-            "num_joined_members": view.state.members("join").count(),
-            "world_readable": view.state.history_visibility() == "world_readable",
-            "guest_can_join":
-                text(StateEventType::RoomGuestAccess, "guest_access").as_deref() == Some("can_join"),
-        });
+        let kind = view.state.content_str(&StateEventType::RoomCreate, "", "type");
+        let entry = access::summary(&view);
         let found = |term: &str| {
             ["name", "topic", "canonical_alias"].iter().any(|field| {
                 entry[field].as_str().is_some_and(|text| crate::search::normal(text).contains(term))
@@ -133,12 +122,6 @@ async fn public_rooms(server: &Arc<Server>, asked: Asked) -> Result<Answer> {
         }
     }
     rooms.sort_by_key(|entry| std::cmp::Reverse(entry["num_joined_members"].as_u64()));
-    for entry in &mut rooms {
-        // What there is not is left out.
-        if let Some(fields) = entry.as_object_mut() {
-            fields.retain(|_, value| !value.is_null());
-        }
-    }
     let total = rooms.len();
     let page: Vec<_> = rooms.into_iter().skip(begin).take(limit).collect();
     let mut answer = json!({"chunk": page, "total_room_count_estimate": total});
@@ -151,6 +134,20 @@ async fn public_rooms(server: &Arc<Server>, asked: Asked) -> Result<Answer> {
         answer["prev_batch"] = format!("p{}", begin.saturating_sub(limit)).into();
     }
     Ok(answer.into())
+}
+
+/// The rooms of the list that is asked for: the server's own, that of one network, or all of them.
+async fn listed(server: &Server, asked: &Asked) -> Result<BTreeSet<OwnedRoomId>> {
+    let mut conn = server.db.read().await?;
+    let mut rooms = BTreeSet::new();
+    if asked.third_party_instance_id.is_none() || asked.include_all_networks {
+        rooms.extend(store::rooms::public_rooms(&mut conn).await?);
+    }
+    if asked.third_party_instance_id.is_some() || asked.include_all_networks {
+        let network = asked.third_party_instance_id.as_deref().filter(|_| !asked.include_all_networks);
+        rooms.extend(store::rooms::network_rooms(&mut conn, network).await?);
+    }
+    Ok(rooms)
 }
 
 fn no_directory() -> crate::error::Error {
@@ -192,6 +189,50 @@ async fn list_room(server: Arc<Server>, call: Call) -> Result<Answer> {
                 }
                 let now = batch.now;
                 store::rooms::set_public(batch.sql().await?, &room_id, public, now).await?;
+                batch.audit(entry);
+                Ok(json!({}))
+            })
+        })
+        .await
+        .map(Into::into)
+}
+
+/// Puts a room into the list of an appservice's network, or takes it out (application service API, "Published room
+/// directory"). The network is one of those that the appservice speaks for.
+async fn list_in_network(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let who = caller::requester(&server, &call.parts).await?;
+    if !server.config.policy.public_directory {
+        return Err(no_directory());
+    }
+    let (network, room_id) = (call.arg(0).to_owned(), OwnedRoomId::try_from(call.arg(1)));
+    let speaks = who.appservice.as_deref().is_some_and(|id| {
+        server
+            .appservices
+            .all()
+            .iter()
+            .any(|one| one.id == id && one.registration.protocols.iter().flatten().any(|p| *p == network))
+    });
+    let room_id = room_id.map_err(|_| not_found("No such room."))?;
+    if !speaks || !server.live.is_joined(&who.user_id, &room_id) {
+        return Err(forbidden("This list belongs to an appservice of the network that is in the room."));
+    }
+    let (_, body) = call.json::<Visibility>(&server).await?;
+    let public = match body.visibility.as_deref() {
+        Some("public") => true,
+        Some("private") => false,
+        _ => return Err(invalid("visibility is \"public\" or \"private\".")),
+    };
+    let entry =
+        crate::audit::Entry { room_id: room_id.to_string(), ..who.entry(server.now(), "room.directory") };
+    server
+        .commit(Hint { rooms: vec![room_id.clone()], txn: None }, move |batch| {
+            Box::pin(async move {
+                if batch.room(&room_id).await?.row.room_number.is_some() {
+                    return Err(forbidden("Rooms of the city are in no list."));
+                }
+                let now = batch.now;
+                let conn = batch.sql().await?;
+                store::rooms::set_in_network(conn, &network, &room_id, public, now).await?;
                 batch.audit(entry);
                 Ok(json!({}))
             })

@@ -21,6 +21,7 @@ mod openid;
 mod profile;
 mod push;
 mod register;
+mod reports;
 mod room_keys;
 mod rooms;
 mod search;
@@ -52,6 +53,7 @@ pub fn routes() -> Routes {
         media::routes,
         push::routes,
         search::routes,
+        reports::routes,
         appservice::routes,
         thirdparty::routes,
         synapse::routes,

@@ -8,6 +8,7 @@ use crate::{
         caller,
         route::{Answer, Call, Routes, form},
     },
+    rooms::presence::State,
     server::Server,
     sync::{sliding, v3},
 };
@@ -46,6 +47,10 @@ async fn sync(server: Arc<Server>, call: Call) -> Result<Answer> {
             "use_state_after" | "org.matrix.msc4222.use_state_after" => {
                 let after: bool = value.parse().map_err(|_| invalid("use_state_after is true or false."))?;
                 request.state_after |= after;
+            }
+            "set_presence" => {
+                request.presence = State::of(&value)
+                    .ok_or_else(|| invalid("set_presence is online, unavailable or offline."))?;
             }
             "timeout" => {
                 let ms = value.parse().map_err(|_| invalid("timeout is a number of milliseconds."))?;

@@ -1,4 +1,4 @@
-//! `/user/{userId}/…`: account data, tags, filters; the user directory; presence, which is off.
+//! `/user/{userId}/…`: account data, tags, filters; the user directory; presence.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{
         caller::{self, Requester},
         route::{Answer, Call, Routes},
     },
-    rooms::{committer::Hint, send::check_account_data},
+    rooms::{committer::Hint, presence, send::check_account_data},
     server::Server,
     store,
     sync::filter,
@@ -27,6 +27,8 @@ const FILTERS_MAX: i64 = 1_000;
 /// Pieces of account data of one user, globally and for each room; and tags of one room.
 const TYPES_MAX: i64 = 500;
 const TAGS_MAX: usize = 100;
+/// The longest status beside one's presence, in characters.
+const STATUS_MAX: usize = 255;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
@@ -104,31 +106,35 @@ pub fn routes(routes: Routes) -> Routes {
                 .ok_or_else(|| not_found("No such filter."))
         })
         .raw::<search::Request, Requester, _, _>(directory)
-        .at(Method::PUT, "/_matrix/client/v3/presence/{userId}/status", |server, call| async move {
-            own(&server, &call).await?;
-            // Presence is off: what is said is read, and told to nobody.
-            let (_, said) = call.json::<Presence>(&server).await?;
-            if !["online", "offline", "unavailable"].contains(&said.presence.as_str()) {
-                return Err(invalid("presence is \"online\", \"offline\" or \"unavailable\"."));
-            }
-            Ok(json!({}).into())
-        })
+        .at(Method::PUT, "/_matrix/client/v3/presence/{userId}/status", set_presence)
         .at(Method::GET, "/_matrix/client/v3/presence/{userId}/status", |server, call| async move {
             let who = caller::requester(&server, &call.parts).await?;
             let user_id = OwnedUserId::try_from(call.arg(0)).map_err(|_| invalid("That is no user id."))?;
             if !server.live.share_a_room(&who.user_id, &user_id) {
                 return Err(forbidden("You share no room with this person."));
             }
-            Ok(json!({"presence": "offline"}).into())
+            Ok(presence::content(&server, &user_id).into())
         })
 }
 
-/// What `PUT /presence/{userId}/status` takes; nothing of it is kept.
 #[derive(serde::Deserialize)]
-struct Presence {
+struct Status {
     presence: String,
-    #[serde(default, rename = "status_msg")]
-    _status_msg: Option<String>,
+    #[serde(default)]
+    status_msg: Option<String>,
+}
+
+/// Says whether one is there. Where the policy keeps no presence, it is taken and told to nobody.
+async fn set_presence(server: Arc<Server>, call: Call) -> Result<Answer> {
+    let who = own(&server, &call).await?;
+    let (_, status) = call.json::<Status>(&server).await?;
+    let state = presence::State::of(&status.presence)
+        .ok_or_else(|| invalid("presence is \"online\", \"unavailable\" or \"offline\"."))?;
+    if status.status_msg.as_ref().is_some_and(|text| text.chars().count() > STATUS_MAX) {
+        return Err(invalid("A status has at most 255 characters."));
+    }
+    presence::set(&server, &who.user_id, state, Some(status.status_msg));
+    Ok(json!({}).into())
 }
 
 async fn own(server: &Arc<Server>, call: &Call) -> Result<Requester> {
@@ -241,19 +247,21 @@ async fn define_filter(server: Arc<Server>, call: Call) -> Result<Answer> {
     Ok(answer.into())
 }
 
-/// People one shares a room with; everybody on a server whose register is open.
+/// People one shares a room or a facility with; everybody on a server whose register is open.
 async fn directory(server: Arc<Server>, who: Requester, request: search::Request) -> Result<Answer> {
     let limit = usize::try_from(u64::from(request.limit)).unwrap_or(50).min(50);
     let term = crate::accounts::register::search_key(&[&request.search_term]);
     let mut results = Vec::new();
     let mut limited = false;
-    for (user_id, _, _, _, _, display_name, status, key) in
-        store::accounts::register(&mut server.db.read().await?).await?
-    {
+    let mut conn = server.db.read().await?;
+    let colleagues = store::accounts::colleagues(&mut conn, who.user_id.as_str()).await?;
+    for (user_id, _, _, _, _, display_name, status, key) in store::accounts::register(&mut conn).await? {
         let Ok(id) = <&ruma::UserId>::try_from(user_id.as_str()) else { continue };
         let shown = display_name.clone().unwrap_or_default();
         let found = key.contains(&term) || crate::accounts::register::search_key(&[&shown]).contains(&term);
-        let known = server.config.policy.open_profile || server.live.share_a_room(&who.user_id, id);
+        let known = server.config.policy.open_profile
+            || colleagues.contains(&user_id)
+            || server.live.share_a_room(&who.user_id, id);
         if status == "ended" || !found || !known || id == who.user_id {
             continue;
         }

@@ -26,6 +26,14 @@ pub fn routes(routes: Routes) -> Routes {
                 "org.matrix.msc3771": true,
                 "org.matrix.msc3773": true,
                 "uk.tcpip.msc4133.stable": true,
+                "org.matrix.msc3030": true,
+                "org.matrix.msc3266": true,
+                "org.matrix.msc3856": true,
+                "org.matrix.msc4155": true,
+                "org.matrix.msc4380": true,
+                "org.matrix.msc4380.stable": true,
+                "uk.half-shot.msc2666.query_mutual_rooms": true,
+                "uk.half-shot.msc2666.query_mutual_rooms.stable": true,
             });
             if server.config.policy.encryption == Encryption::Allowed {
                 // With encryption forbidden these two bring key screens back.
@@ -59,7 +67,6 @@ pub fn routes(routes: Routes) -> Routes {
             Ok(answer.into())
         })
         .raw::<get_turn_server_info::v3::Request, Requester, _, _>(|_, _, _| async { Ok(json!({}).into()) })
-        .at(http::Method::GET, "/_matrix/client/v3/rooms/{roomId}/initialSync", peek)
         .at(http::Method::GET, "/_matrix/client/v3/events", peek)
 }
 

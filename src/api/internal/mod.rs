@@ -26,6 +26,7 @@ mod accounts;
 mod audit;
 mod life;
 mod mail;
+mod reports;
 mod rooms;
 mod stats;
 mod terminals;
@@ -40,6 +41,7 @@ pub fn routes(routes: Routes) -> Routes {
         life::routes,
         terminals::routes,
         mail::routes,
+        reports::routes,
         stats::routes,
     ] {
         routes = add(routes);

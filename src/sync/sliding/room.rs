@@ -194,8 +194,9 @@ pub async fn write_invited(
     }
     let view = server.live.room(&server.db, room.room_id).await?.current()?;
     let ignored = ignored::by(server, &asked.who.user_id).await?;
-    let own = view.state.event(&StateEventType::RoomMember, asked.who.user_id.as_str());
-    if own.is_some_and(|event| ignored.contains(&event.sender)) {
+    if room.membership.membership == "invite"
+        && !crate::sync::v3::invite_is_told(server, asked.who, &ignored, room.room_id).await?
+    {
         return Ok(false);
     }
     let _ = write!(

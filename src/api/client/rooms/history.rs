@@ -7,11 +7,14 @@ use ruma::{
     api::{
         Direction,
         client::{
-            context::get_context::v3 as context, message::get_message_events::v3 as messages,
-            room::get_room_event::v3 as one_event,
+            context::get_context::v3 as context,
+            message::get_message_events::v3 as messages,
+            room::{get_event_by_timestamp::v1 as by_time, get_room_event::v3 as one_event},
         },
     },
 };
+
+use serde_json::json;
 
 use crate::{
     error::{Code, Result, not_found},
@@ -40,15 +43,47 @@ const PAGE_MAX: usize = 1_000;
 /// Events looked at for one page: a filter that nothing passes must not read a whole room. The page is then short, and
 /// its token goes on.
 const LOOKED_AT_MAX: usize = 2_000;
+/// Events looked at beside a time, where the nearest are of ignored users.
+const LOOKED_AT_NEAR: usize = 100;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
     routes
         .raw::<messages::Request, Requester, _, _>(page)
         .raw::<context::Request, Requester, _, _>(around)
+        .raw::<by_time::Request, Requester, _, _>(closest)
         .raw::<one_event::Request, Requester, _, _>(|server, who, request| async move {
-        one(&server, &who, &request.room_id, &request.event_id).await
-    })
+            one(&server, &who, &request.room_id, &request.event_id).await
+        })
+}
+
+/// The event closest to a time (client-server API, `GET /rooms/{roomId}/timestamp_to_event`).
+async fn closest(server: Arc<Server>, who: Requester, request: by_time::Request) -> Result<Answer> {
+    let (room, sight) = history::sight(&server, &who.user_id, &request.room_id).await?;
+    let ignored = ignored::by(&server, &who.user_id).await?;
+    let ts = i64::try_from(u64::from(request.ts.0)).unwrap_or(i64::MAX);
+    let last = room.current()?.row.last_position.min(sight.upto());
+    let forwards = request.dir == Direction::Forward;
+    let wanted = if forwards { ts } else { ts.saturating_add(1) };
+    let mut conn = server.db.read().await?;
+    // Events stand in the order in which they were taken, and so do their times. (Those that an appservice dated are found
+    // as near as their neighbours tell.) So the first one of a time is found by halving.
+    let (mut low, mut high) = (sight.from(), last + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match store::events::after(&mut conn, &request.room_id, middle - 1, 1).await?.first() {
+            Some(event) if event.position <= last && event.ts < wanted => low = event.position + 1,
+            _ => high = middle,
+        }
+    }
+    let near = if forwards {
+        store::events::after(&mut conn, &request.room_id, low - 1, LOOKED_AT_NEAR).await?
+    } else {
+        store::events::before(&mut conn, &request.room_id, low, LOOKED_AT_NEAR).await?
+    };
+    let found = near.iter().find(|event| sight.sees(event.position) && !ignored.hides(event));
+    let event = found.ok_or_else(|| not_found("There is no event that near."))?;
+    Ok(json!({"event_id": event.event_id, "origin_server_ts": event.ts}).into())
 }
 
 /// One event, with what relates to it. What an ignored user wrote is not told.

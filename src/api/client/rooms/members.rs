@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ruma::{
     CanonicalJsonObject, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    api::client::knock::knock_room::v3 as knock,
     api::client::membership::{
         ban_user::v3 as ban, forget_room::v3 as forget, get_member_events::v3 as members,
         invite_user::v3 as invite, join_room_by_id::v3 as join, join_room_by_id_or_alias::v3 as join_any,
@@ -21,6 +22,7 @@ use crate::{
         route::{Answer, Routes},
     },
     rooms::{
+        access,
         batch::Batch,
         committer::{Hint, UnitFuture},
         history, member,
@@ -29,6 +31,9 @@ use crate::{
     store,
     sync::{render, token},
 };
+
+/// The longest reason of a knock, in characters.
+const REASON_MAX: usize = 1_000;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
@@ -66,6 +71,7 @@ pub fn routes(routes: Routes) -> Routes {
             };
             joined(&server, &who, room_id, request.reason).await
         })
+        .raw::<knock::Request, Requester, _, _>(knocked)
         .raw::<leave::Request, Requester, _, _>(|server, who, request| async move {
             let target = who.user_id.clone();
             let reason = request.reason;
@@ -321,14 +327,13 @@ async fn joined(
     room_id: OwnedRoomId,
     reason: Option<String>,
 ) -> Result<Answer> {
-    let policy = &server.config.policy;
-    if !policy.open_profile && who.appservice.is_none() {
-        // What is in the directory hides from nobody; the room's own rules decide then.
-        let listed = policy.public_directory
-            && store::rooms::is_public(&mut server.db.read().await?, &room_id).await?;
-        if !listed {
-            hide_unknown(server, who, &room_id)?;
-        }
+    let everybody = server.config.policy.open_profile || who.appservice.is_some();
+    if !everybody
+        && hide_unknown(server, who, &room_id).is_err()
+        && access::seen(server, who, &room_id).await?.is_none()
+    {
+        // What shows itself to outsiders is joined by its own rules; of the rest nobody is told that it exists.
+        return Err(forbidden("You are not a member of this room."));
     }
     let entry = crate::audit::Entry {
         room_id: room_id.to_string(),
@@ -340,6 +345,41 @@ async fn joined(
         .commit(Hint { rooms: vec![room_id.clone()], txn: None }, move |batch| {
             Box::pin(async move {
                 member::join(batch, &joining, &user_id, reason.as_deref()).await?;
+                batch.audit(entry);
+                Ok(())
+            })
+        })
+        .await?;
+    Ok(json!({"room_id": room_id}).into())
+}
+
+/// Knocks on a room. Where knocking is off, all rooms are refused alike; else those that the caller may not know of.
+async fn knocked(server: Arc<Server>, who: Requester, request: knock::Request) -> Result<Answer> {
+    if !server.config.policy.knocking {
+        return Err(forbidden("Knocking is switched off on this server (入室の申請はできません)."));
+    }
+    let reason = request.reason;
+    if reason.as_ref().is_some_and(|reason| reason.chars().count() > REASON_MAX) {
+        return Err(invalid("A reason has at most 1,000 characters."));
+    }
+    let room_id = match OwnedRoomId::try_from(request.room_id_or_alias) {
+        Ok(room_id) => room_id,
+        Err(alias) => resolve(&server, &who, &alias).await?,
+    };
+    let everybody = server.config.policy.open_profile || who.appservice.is_some();
+    if !everybody && access::seen(&server, &who, &room_id).await?.is_none() {
+        return Err(forbidden("You are not allowed to knock on this room."));
+    }
+    let entry = crate::audit::Entry {
+        room_id: room_id.to_string(),
+        target: who.user_id.to_string(),
+        ..who.entry(server.now(), "member.knock")
+    };
+    let (user_id, knocking) = (who.user_id.clone(), room_id.clone());
+    server
+        .commit(Hint { rooms: vec![room_id.clone()], txn: None }, move |batch| {
+            Box::pin(async move {
+                member::knock(batch, &knocking, &user_id, reason.as_deref()).await?;
                 batch.audit(entry);
                 Ok(())
             })

@@ -4,11 +4,14 @@ use crate::http::route::Routes;
 
 mod create;
 mod history;
+mod initial;
 mod members;
+mod outside;
 mod receipts;
 mod relations;
 mod send;
 mod state;
+mod upgrade;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
@@ -21,6 +24,9 @@ pub fn routes(routes: Routes) -> Routes {
         history::routes,
         relations::routes,
         receipts::routes,
+        outside::routes,
+        upgrade::routes,
+        initial::routes,
     ] {
         routes = add(routes);
     }
