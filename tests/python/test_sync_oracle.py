@@ -761,6 +761,77 @@ def test_syncs_while_everybody_writes(server):
     check(world)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_counts_are_what_a_recount_says(server, seed):
+    """Unread counts against the default push rules and the receipts, recounted here ("Receiving notifications", "Threading")."""
+    dice = random.Random(f"counts {seed}")
+    writer, other, reader = (server.register() for _ in range(3))
+    room = writer.client.ok("POST", f"{C}/createRoom", {"preset": "public_chat"})["room_id"]
+    path = f"{C}/rooms/{quote(room)}"
+    for person in (other, reader):
+        person.client.ok("POST", f"{path}/join", {})
+    events: list[tuple[str, str, int, int]] = []  # id, thread ("main" or its root), counts, highlights
+    read: dict[str | None, int] = {}  # by thread; None: all of them
+
+    def send(person: Person, kind: str, content: dict) -> str:
+        return person.client.ok("PUT", f"{path}/send/{kind}/c{len(events)}-{secrets.token_hex(3)}", content)["event_id"]
+
+    for step in range(90):
+        person, main = dice.choice([writer, other]), [one for one in events if one[1] == "main"]
+        match dice.choice(["text", "text", "notice", "mention", "room", "thread", "thread", "edit", "reaction", "state", "read", "read"]):
+            case "text":
+                events.append((person.client.say(room, f"{step}"), "main", 1, 0))
+            case "notice":
+                events.append((person.client.say(room, f"{step}", msgtype="m.notice"), "main", 0, 0))
+            case "mention":
+                events.append((person.client.say(room, f"{step}", **{"m.mentions": {"user_ids": [reader.user_id]}}), "main", 1, 1))
+            case "room":
+                # Only the writer, who made the room, may call everybody; from the other it is an ordinary post.
+                events.append((person.client.say(room, f"{step}", **{"m.mentions": {"room": True}}), "main", 1, int(person is writer)))
+            case "thread" if main:
+                roots = [one[1] for one in events if one[1] != "main"]
+                root = dice.choice(roots) if roots and dice.random() < 0.6 else dice.choice(main)[0]
+                more, loud = ({"m.mentions": {"user_ids": [reader.user_id]}}, 1) if dice.random() < 0.3 else ({}, 0)
+                events.append((person.client.say(room, f"{step}", **{"m.relates_to": {"rel_type": "m.thread", "event_id": root}}, **more), root, 1, loud))
+            case "edit" if main:
+                # Of one's own, or it is none; `.m.rule.suppress_edits` either way.
+                send(person, "m.room.message", {"msgtype": "m.text", "body": "* x", "m.new_content": {"msgtype": "m.text", "body": "x"},
+                                                "m.relates_to": {"rel_type": "m.replace", "event_id": dice.choice(main)[0]}})
+            case "reaction" if events:
+                send(person, "m.reaction", {"m.relates_to": {"rel_type": "m.annotation", "event_id": dice.choice(events)[0], "key": f"{step}"}})
+            case "state":
+                writer.client.ok("PUT", f"{path}/state/m.room.topic/", {"topic": f"{step}"})
+            case "read" if events:
+                index = dice.randrange(len(events))
+                thread = dice.choice([None, events[index][1]])
+                if index > read.get(thread, -1):
+                    read[thread] = index
+                    reader.client.ok("POST", f"{path}/receipt/{dice.choice(['m.read', 'm.read.private'])}/{quote(events[index][0])}",
+                                     {"thread_id": thread} if thread else {})
+        if step % 6 == 5 or step == 89:
+            counts: dict[str, list[int]] = {}
+            for index, (_, thread, one, loud) in enumerate(events):
+                if index > max(read.get(None, -1), read.get(thread, -1)):
+                    told = counts.setdefault(thread, [0, 0])
+                    told[0], told[1] = told[0] + one, told[1] + loud
+            want = {thread: tuple(told) for thread, told in counts.items() if any(told)}
+            for threads in (True, False):
+                answer = reader.client.sync(filter=json.dumps({"room": {"rooms": [room], "timeline": {"limit": 1, "unread_thread_notifications": threads}}}))
+                room_told = answer["rooms"]["join"][room]
+
+                def pair(one: dict) -> tuple[int, int]:
+                    return one.get("notification_count", 0), one.get("highlight_count", 0)
+
+                have = {thread: pair(one) for thread, one in room_told.get("unread_thread_notifications", {}).items() if any(pair(one))}
+                whole = pair(room_told["unread_notifications"])
+                if threads:
+                    if any(whole):
+                        have["main"] = whole
+                    assert have == want, f"seed {seed}, step {step}"
+                else:
+                    assert whole == tuple(sum(one[index] for one in want.values()) for index in (0, 1)), f"seed {seed}, step {step}"
+
+
 # What the oracle found and looks past (`KNOWN` in fold.py), each by itself --------------------------------------------
 
 
