@@ -20,7 +20,8 @@ Key = tuple[str, str]
 
 # Defects that are known and have a strict xfail of their own in test_sync_oracle.py: the oracle looks past them.
 KNOWN: set[str] = {
-    "account_data_of_a_left_room", "filters_spare_the_own_leave", "invisible_state_inside_a_timeline", "second_invitations",
+    "account_data_of_a_left_room", "filters_spare_the_own_leave", "forgotten_before_it_was_told",
+    "invisible_state_inside_a_timeline", "second_invitations",
 }
 
 
@@ -223,6 +224,9 @@ class Folded:
         """The user said so, here or on another device."""
         self.left.pop(room_id, None)
         self.forgotten.add(room_id)
+        if "forgotten_before_it_was_told" in KNOWN:
+            self.joined.pop(room_id, None)
+            self.invited.pop(room_id, None)
 
     def ask(self, since: str | None, full_state: bool = False, timeout: int = 0) -> dict:
         query: dict[str, Any] = {"filter": json.dumps(self.options.filter()), "timeout": timeout}
@@ -301,7 +305,9 @@ class Folded:
             raise Odd("no state_after, which is required even where it is empty")
         state = told.get(present, {}).get("events", [])
         keys = [(event["type"], event["state_key"]) for event in state]
-        if len(keys) != len(set(keys)):
+        doubled = (ended and "filters_spare_the_own_leave" in KNOWN
+                   or self.options.lazy and "invisible_state_inside_a_timeline" in KNOWN)
+        if len(keys) != len(set(keys)) and not doubled:
             raise Odd(f"{present} tells one key twice: {keys}")
         wanted = json.loads(self.options.state)
         for event in state:
@@ -384,9 +390,10 @@ class Slid:
             (("account_data", "global"), ("account_data", "rooms"), ("receipts", "rooms"), ("typing", "rooms"), ("to_device", "events")))
 
     def forget(self, room_id: str) -> None:
-        if self.membership.get(room_id) in ("leave", "ban"):
+        if self.membership.get(room_id) in ("leave", "ban") or "forgotten_before_it_was_told" in KNOWN:
             self.rooms.pop(room_id, None)
             self.membership.pop(room_id, None)
+            self.invited.pop(room_id, None)
 
     def take(self, answer: dict) -> None:
         self.pos = answer["pos"]
@@ -420,14 +427,15 @@ class Slid:
         if told.get("initial"):
             # The connection knows nothing of the room: what comes stands for all of it.
             room.state, room.segments = {}, []
-        for event in told.get("required_state", []):
-            room.put(event)
         if timeline or told.get("initial"):
             limited = told.get("limited", False) or bool(told.get("initial"))
             room.extend(timeline, limited, told.get("prev_batch"))
         for event in timeline:
             if "state_key" in event:
                 room.put(event)
+        # What is required stands at the timeline's end.
+        for event in told.get("required_state", []):
+            room.put(event)
         if told.get("invite_state") is not None:
             self.invited[room_id] = {(event["type"], event["state_key"]): event for event in told["invite_state"]}
             own = self.invited[room_id].get(("m.room.member", self.user_id))

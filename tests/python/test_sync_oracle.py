@@ -871,6 +871,19 @@ def test_a_second_invitation_is_told(server):
     assert bob.client.sync()["rooms"]["invite"][room] == told
 
 
+@known("forgotten_before_it_was_told", "another device is never told of a room that was left and forgotten before it synced")
+@pytest.mark.parametrize("was", ["joined", "invited"])
+def test_other_devices_are_told_of_a_room_that_was_forgotten(server, was):
+    alice, bob = server.register(), server.register()
+    room = alice.client.ok("POST", f"{C}/createRoom", {"preset": "public_chat", "invite": [bob.user_id]})["room_id"]
+    if was == "joined":
+        bob.client.ok("POST", f"{C}/join/{quote(room)}", {})
+    since = bob.client.sync()["next_batch"]
+    for what in ("leave", "forget"):
+        bob.client.ok("POST", f"{C}/rooms/{quote(room)}/{what}", {})
+    assert room in bob.client.sync(since).get("rooms", {}).get("leave", {})
+
+
 @known("account_data_of_a_left_room", "the sync in which one comes back lacks what one wrote for the room meanwhile")
 def test_account_data_comes_with_a_room_that_one_comes_back_to(server):
     alice, bob = server.register(), server.register()
