@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-import io
 import json
-import os
 import pathlib
 import secrets
 import struct
@@ -23,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from harness import Answer, Client, Person, Server, quote, wait_for
+from harness import Answer, Client, Person, Server, quote
 
 C = "/_matrix/client/v3"
 V1 = "/_matrix/client/v1"
@@ -281,16 +279,11 @@ def test_bans_are_not_lifted_by_who_is_banned(trio):
         assert alice.state(room, "m.room.member", b.user_id)["membership"] == "ban"
     bob.post(at(room, "/forget"), {})
     refused(bob.post(at(room, "/join"), {}))
-    # Kicking must not be a way to unban for who may not ban.
-    helper = alice.ok("GET", f"{C}/account/whoami")  # Alice may both; a moderator may kick only:
-    assert helper["user_id"] == a.user_id
-    levels = alice.state(room, "m.room.power_levels")
-    levels |= {"kick": 10, "ban": 60, "users": levels.get("users", {}) | {b.user_id: 0}}
-    alice.ok("PUT", at(room, "/state/m.room.power_levels/"), levels)
     assert alice.state(room, "m.room.member", b.user_id)["membership"] == "ban"
 
 
 def test_who_may_kick_does_not_unban(trio):
+    """Kicking a banned user made them a mere former member, for who may kick and not ban."""
     alice, bob, eve, room, a, b, e = trio
     alice.ok("POST", at(room, "/ban"), {"user_id": e.user_id})
     levels = alice.state(room, "m.room.power_levels")
@@ -359,14 +352,26 @@ def test_aliases_are_not_stolen(server, trio):
     for foreign in (f"#{local}:example.org", f"#{local}", f"{local}:{server.server_name}", "#" + "x" * 260 + f":{server.server_name}"):
         answer = eve.put(f"{C}/directory/room/{quote(foreign)}", {"room_id": own})
         assert answer.status in (400, 403, 404), (foreign, answer)
-    for content in ({"alias": alias}, {"alt_aliases": [alias]}, {"alias": f"#none{local}:{server.server_name}"}, {"alias": 5}, {"alt_aliases": "x"}):
-        answer = eve.put(at(own, "/state/m.room.canonical_alias/"), content)
-        assert answer.status == 400 and answer.errcode in ("M_BAD_ALIAS", "M_INVALID_PARAM", "M_BAD_JSON"), (content, answer)
     assert eve.ok("GET", where)["room_id"] == room
     joined = eve.post(f"{C}/join/{quote(alias)}", {})
     refused(joined, 403)
 
 
+@pytest.mark.xfail(reason="a room may name another room's alias, and one that does not exist, as its own", strict=True)
+def test_a_room_names_its_own_aliases_only(server, people):
+    """`m.room.canonical_alias` showed a room under the address of another: 400 M_BAD_ALIAS by the specification."""
+    alice, eve = people[0].client, people[2].client
+    local = f"theirs{secrets.token_hex(4)}"
+    alias = f"#{local}:{server.server_name}"
+    room = alice.ok("POST", f"{C}/createRoom", {"room_alias_name": local})["room_id"]
+    own = eve.ok("POST", f"{C}/createRoom", {})["room_id"]
+    assert alice.put(at(room, "/state/m.room.canonical_alias/"), {"alias": alias}).status == 200
+    for content in ({"alias": alias}, {"alt_aliases": [alias]}, {"alias": f"#none{local}:{server.server_name}"}, {"alias": 5}, {"alt_aliases": "x"}):
+        answer = eve.put(at(own, "/state/m.room.canonical_alias/"), content)
+        assert answer.status == 400 and answer.errcode in ("M_BAD_ALIAS", "M_INVALID_PARAM", "M_BAD_JSON"), (content, answer)
+
+
+@pytest.mark.xfail(reason="an empty room_alias_name makes the alias #:server", strict=True)
 def test_an_alias_has_a_name(server, people):
     """`room_alias_name: ""` took the alias `#:server`, which no directory can hand out twice."""
     client = people[0].client
@@ -565,6 +570,7 @@ def test_deep_and_large_json(trio, where):
 # To-device -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.xfail(reason="messages to devices are taken and not delivered yet", strict=True)
 def test_to_device_messages_name_their_true_sender(people):
     alice, bob = people[0], people[1]
     since = bob.client.sync()["next_batch"]
@@ -986,7 +992,7 @@ def test_invitations_of_ignored_people_are_not_shown(server):
     one.client.ok("PUT", f"{C}/user/{quote(one.user_id)}/account_data/m.ignored_user_list", {"ignored_users": {pest.user_id: {}}})
     since = one.client.sync()["next_batch"]
     room = pest.client.ok("POST", f"{C}/createRoom", {"invite": [one.user_id], "name": "unwanted"})["room_id"]
-    assert room not in one.client.sync()["rooms"].get("invite", {})
+    assert room not in one.client.sync().get("rooms", {}).get("invite", {})
     assert room not in one.client.sync(since).get("rooms", {}).get("invite", {})
     shared = one.client.ok("POST", f"{C}/createRoom", {"preset": "public_chat"})["room_id"]
     pest.client.ok("POST", f"{C}/join/{quote(shared)}", {})
@@ -1011,3 +1017,72 @@ def test_odd_account_data_breaks_no_sync(trio, data):
         assert answer.status == 200 or answer.status in (400, 403, 404, 405) and answer.errcode, answer
     healthy(alice, room)
     alice.say(room, "goes on")
+
+
+# Simplified sliding sync ---------------------------------------------------------------------------------------------
+
+SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+
+
+def test_subscribing_to_a_room_lets_nobody_read_it(trio):
+    """Rooms that were asked for by id were sent to whoever asked."""
+    alice, bob, eve, _, a, b, e = trio
+    room = alice.ok("POST", f"{C}/createRoom", {"preset": "private_chat", "name": "hidden words", "invite": [b.user_id]})["room_id"]
+    alice.say(room, "hidden words")
+    alice.ok("PUT", at(room, f"/typing/{quote(a.user_id)}"), {"typing": True, "timeout": 30000})
+    asked = {"required_state": [["*", "*"]], "timeline_limit": 20}
+    for client in (eve, bob):
+        body = {"conn_id": secrets.token_hex(4), "room_subscriptions": {room: asked, "!none:x": asked}, "lists": {"all": asked | {"ranges": [[0, 99]]}},
+                "extensions": {name: {"enabled": True, "rooms": ["*", room]} for name in ("receipts", "typing", "account_data", "e2ee", "to_device")}}
+        answer = client.post(SLIDING, body)
+        if answer.told == (404, "M_UNRECOGNIZED"):
+            pytest.skip("sliding sync is not served")
+        assert answer.status == 200, answer
+        told = answer.json
+        rooms, extensions = told.get("rooms", {}), told.get("extensions", {})
+        if client is eve:
+            assert room not in rooms and b"hidden" not in answer.content and room not in json.dumps(extensions)
+        else:
+            # Invited: the stripped state and nothing else.
+            assert not any(rooms[room].get(name) for name in ("timeline", "required_state", "prev_batch"))
+            assert room not in extensions.get("typing", {}).get("rooms", {})
+        # A position is worth something to its own connection only.
+        for thief, name in ((alice, body["conn_id"]), (client, "another")):
+            stolen = thief.post(SLIDING, body | {"conn_id": name}, query={"pos": told["pos"]})
+            assert stolen.told == (400, "M_UNKNOWN_POS"), stolen
+
+
+@pytest.mark.parametrize("change", [
+    {"lists": {"a": {"ranges": [[5, 1]], "timeline_limit": 1}}}, {"lists": {"a": {"ranges": [[0, 2**53 - 1]], "timeline_limit": 2**53 - 1}}},
+    {"lists": {"a": {"ranges": [[-1, 5]], "timeline_limit": 1}}}, {"lists": {"a": {"ranges": [[0, 1]] * 5000, "timeline_limit": 1}}},
+    {"lists": {f"l{n}": {"ranges": [[0, 99]], "timeline_limit": 50, "required_state": [["*", "*"]]} for n in range(500)}},
+    {"lists": {"a" * 5000: {"ranges": [[0, 1]], "timeline_limit": 1}}}, {"lists": {"a": {"ranges": [[0, 9]], "timeline_limit": 1, "required_state": [["a*" * 100, "$LAZY"]] * 2000}}},
+    {"lists": 5}, {"lists": {"a": {}}}, {"lists": {"a": {"ranges": "x"}}}, {"room_subscriptions": {"nonsense": {"timeline_limit": 1}}},
+    {"room_subscriptions": {f"!{n}:x": {"timeline_limit": 1} for n in range(5000)}}, {"extensions": {"unknown": {"enabled": True}, "typing": 5}},
+    {"extensions": {"to_device": {"enabled": True, "since": "nonsense", "limit": 10**9}}}, {"conn_id": "x" * 100_000}, {"conn_id": 5}, {"txn_id": "y" * 100_000}],
+    ids=lambda value: json.dumps(value)[:50])
+def test_odd_sliding_syncs(trio, change):
+    alice, _, _, room, *_ = trio
+    answer = alice.post(SLIDING, {"conn_id": "odd"} | change)
+    if answer.told == (404, "M_UNRECOGNIZED"):
+        pytest.skip("sliding sync is not served")
+    assert answer.status == 200 or answer.status in (400, 413) and answer.errcode, answer
+    assert len(answer.content) < 5_000_000
+    for pos in ("nonsense", "", "0", "x" * 5000):
+        answer = alice.post(SLIDING, {"conn_id": "odd"}, query={"pos": pos})
+        assert answer.status in (200, 400), answer
+    healthy(alice, room)
+
+
+def test_connections_of_sliding_sync_do_not_pile_up(server, people):
+    """Each `conn_id` held memory for ever."""
+    client = people[0].client
+    body = {"lists": {"all": {"ranges": [[0, 99]], "timeline_limit": 1, "required_state": [["*", "*"]]}}}
+    if client.post(SLIDING, body).told == (404, "M_UNRECOGNIZED"):
+        pytest.skip("sliding sync is not served")
+    for number in range(50):
+        client.post(SLIDING, body | {"conn_id": f"warm{number}"})
+    before = memory(server)
+    for number in range(150):
+        client.post(SLIDING, body | {"conn_id": f"many{number}"})
+    assert memory(server) - before < 40

@@ -13,6 +13,7 @@ test_sync_oracle.py) and, for who is not in the room any more, from the policy `
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import struct
@@ -71,6 +72,13 @@ def events_in(value: Any) -> Iterator[dict]:
     elif isinstance(value, list):
         for one in value:
             yield from events_in(one)
+
+
+def without_previous(value: Any) -> Any:
+    """An answer without `prev_content`, which has a test of its own."""
+    if isinstance(value, dict):
+        return {key: without_previous(one) for key, one in value.items() if key != "prev_content"}
+    return [without_previous(one) for one in value] if isinstance(value, list) else value
 
 
 class World:
@@ -166,6 +174,7 @@ class World:
             return "nobody" if self.nothing else "former"
         return "nobody"
 
+    @functools.cache  # noqa: B019 - worlds live as long as the tests
     def may(self) -> set[str]:
         """The events that may be shown."""
         if self.standing() == "nobody" and self.nothing and self.story not in ("invited", "invited again", "knocked"):
@@ -173,6 +182,7 @@ class World:
             return self.own
         return self.seen | self.own
 
+    @functools.cache  # noqa: B019
     def must(self) -> set[str]:
         """The events that must be shown."""
         if self.standing() == "member":
@@ -181,12 +191,32 @@ class World:
             return {event["event_id"] for event in self.events[: self.ended + 1]} & self.seen
         return set()
 
+    @functools.cache  # noqa: B019
     def state_now(self) -> dict[tuple[str, str], dict]:
         """The state that the guest may ask for: of now, of when they left, or none."""
         events = {"member": self.events, "former": self.events[: (self.ended or 0) + 1]}.get(self.standing(), [])
-        if self.standing() == "nobody" and not self.nothing and self.by_last("m.room.history_visibility") == "world_readable":
+        if self.peeked:
             events = self.events
         return {(event["type"], event["state_key"]): event for event in events if "state_key" in event}
+
+    @functools.cache  # noqa: B019
+    def states(self) -> set[str]:
+        """State events that may be told as state: those that stood while there was something to see."""
+        told = {event["event_id"] for event in self.state_now().values()}
+        if self.standing() == "nobody" and not self.peeked:
+            return told
+        now: dict[tuple[str, str], str] = {}
+        for event in self.events:
+            if event["event_id"] in self.may():
+                told |= set(now.values())
+            if "state_key" in event:
+                now[event["type"], event["state_key"]] = event["event_id"]
+        return told
+
+    @property
+    def peeked(self) -> bool:
+        """Whether the room is one that anybody may read: who is not in it reads it as of now."""
+        return self.standing() != "member" and not self.nothing and self.by_last("m.room.history_visibility") == "world_readable"
 
     def by_last(self, kind: str) -> str:
         return [event for event in self.events if event["type"] == kind][-1]["content"].get("history_visibility", "")
@@ -196,11 +226,11 @@ class World:
 
     def leaks(self, answers: list[Any], allowed: set[str], state: bool = False) -> None:
         """Fails where an answer holds an event, or a marked word, that is not allowed."""
-        now = {event["event_id"] for event in self.state_now().values()} if state else set()
+        now = self.states() if state else set()
         for event in (one for answer in answers for one in events_in(answer)):
             if event["event_id"] in self.by_id:
                 assert event["event_id"] in allowed | now, f"leaked: {event}"
-        words = {mark for answer in answers for mark in MARK.findall(json.dumps(answer))
+        words = {mark for answer in answers for mark in MARK.findall(json.dumps(without_previous(answer)))
                  if mark.split("w")[1].split("s")[0] == str(self.number)}
         assert words <= self.marks(allowed | now), f"leaked words: {sorted(words - self.marks(allowed | now))}"
 
@@ -221,12 +251,17 @@ def endpoint(function: Endpoint) -> Endpoint:
     return function
 
 
+def quote_of(path: str) -> str:
+    """The room in a path."""
+    return next((part for part in path.split("?")[0].split("/") if part.startswith("%21")), "…")
+
+
 def served(client: Client, method: str, path: str, **more: Any) -> Any:
     """The answer, None where it refuses; skips where the server has no such endpoint."""
     answer = client.request(method, path, **more)
     assert answer.status < 500, answer
     if answer.told == (404, "M_UNRECOGNIZED"):
-        pytest.skip(f"{method} …/{path.split('?')[0].rsplit('/', 1)[1]} is not served")
+        pytest.skip(f"{method} {path.split('?')[0].replace(quote_of(path), '…')} is not served")
     assert answer.status == 200 or answer.errcode, answer
     return answer.json if answer.status == 200 else None
 
@@ -321,8 +356,9 @@ def state(world: World, client: Client) -> None:
     if told is None:
         assert world.standing() == "nobody", "refused"
         return
-    assert {(one["type"], one["state_key"]): one["event_id"] for one in told} == expected
     world.leaks([told], world.may(), state=True)
+    if not world.peeked:
+        assert {(one["type"], one["state_key"]): one["event_id"] for one in told} == expected
 
 
 @endpoint
@@ -332,6 +368,8 @@ def state_of_one_key(world: World, client: Client) -> None:
         assert world.standing() == "nobody", "refused"
         return
     assert ("m.room.topic", "") in world.state_now(), "leaked"
+    if world.peeked:
+        return
     assert topic == world.state_now()["m.room.topic", ""]["content"]
     late = client.get(f"{world.path}/state/m.room.member/{quote(world.late.user_id)}")
     assert (late.status == 200) == (("m.room.member", world.late.user_id) in world.state_now()), late
@@ -344,7 +382,8 @@ def members(world: World, client: Client) -> None:
         assert world.standing() == "nobody", "refused"
         return
     expected = {key: one["event_id"] for key, one in world.state_now().items() if key[0] == "m.room.member"}
-    assert {(one["type"], one["state_key"]): one["event_id"] for one in told["chunk"]} == expected
+    if not world.peeked:
+        assert {(one["type"], one["state_key"]): one["event_id"] for one in told["chunk"]} == expected
 
 
 @endpoint
@@ -353,8 +392,7 @@ def members_at_the_end(world: World, client: Client) -> None:
     newest = world.keeper.client.sync(filter=json.dumps({"room": {"rooms": [world.room]}}))["next_batch"]
     told = served(client, "GET", f"{world.path}/members", query={"at": newest})
     if told is not None:
-        expected = {one["event_id"] for key, one in world.state_now().items() if key[0] == "m.room.member"}
-        assert {one["event_id"] for one in told["chunk"]} <= expected | world.may()
+        assert {one["event_id"] for one in told["chunk"]} <= world.states() | world.may()
 
 
 @endpoint
@@ -407,6 +445,18 @@ def bundled_aggregations(world: World, client: Client) -> None:
         assert thread["count"] <= len(answers), (thread["count"], len(answers))
     elif world.standing() == "member":
         assert not answers
+
+
+@endpoint
+def previous_content(world: World, client: Client) -> None:
+    """`prev_content` "is only returned if … the client has permission to see the previous event"."""
+    answers = [client.get(f"{world.path}{path}") for path in ("/messages?dir=b&limit=100", "/state", f"/context/{quote(world.messages[-1])}?limit=50")]
+    answers.append(client.get(f"{C}/sync", query={"filter": json.dumps({"room": {"rooms": [world.room], "include_leave": True, "timeline": {"limit": 100}}})}))
+    allowed = world.marks(world.may() | world.states())
+    for answer in answers:
+        for event in events_in(answer.json):
+            words = set(MARK.findall(json.dumps(event.get("unsigned", {}).get("prev_content"))))
+            assert words <= allowed, f"leaked as the previous content of {event}"
 
 
 @endpoint
@@ -552,17 +602,53 @@ def nothing():
     server.remove()
 
 
-@pytest.mark.parametrize("name", ENDPOINTS)
+# Defects that are known: which endpoint, where, and why. One that is mended fails until it is taken from here.
+KNOWN: list[tuple[str, Callable[[World], bool], str]] = [
+    ("media", lambda world: world.standing() == "former" and bool(world.media.keys() & world.must()),
+     "photos of posts that a former member may read are refused to them"),
+    ("media", lambda world: world.standing() == "member" and bool(world.media.keys() - world.may()),
+     "photos of posts that a member may not see are handed out"),
+    ("context state state_of_one_key members members_at_the_end sync_from_nothing sync_from_before",
+     lambda world: world.setting == "invited" and world.story in ("refused", "withdrawn", "banned from an invitation"),
+     "who was invited where invited people see what is written, and never joined, is given the room's state"),
+]
+
+
+def run(world: World) -> None:
+    """Reads the room by every endpoint; fails with all that was wrong."""
+    wrong = {}
+    for name, function in ENDPOINTS.items():
+        reason = next((why for names, where, why in KNOWN if name in names.split() and where(world)), None)
+        try:
+            function(world, world.guest.client)
+        except pytest.skip.Exception:
+            continue  # test_what_is_served says so
+        except AssertionError as error:
+            if reason is None:
+                wrong[name] = str(error).split("\nassert")[0][:600]
+        else:
+            if reason is not None:
+                wrong[name] = f"right now; no longer known as: {reason}"
+    assert not wrong, json.dumps(wrong, ensure_ascii=False, indent=1)
+
+
 @pytest.mark.parametrize("story", STORIES)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_what_is_read_until_one_leaves(until_leave, setting, story, name):
-    world = until_leave.world(setting, story)
-    ENDPOINTS[name](world, world.guest.client)
+def test_what_is_read_until_one_leaves(until_leave, setting, story):
+    run(until_leave.world(setting, story))
+
+
+@pytest.mark.parametrize("story", [*sorted(FORMER), "refused", "never", "rejoined"])
+@pytest.mark.parametrize("setting", ["joined", "shared", "world_readable"])
+def test_former_members_read_nothing_in_a_city(nothing, setting, story):
+    run(nothing.world(setting, story))
 
 
 @pytest.mark.parametrize("name", ENDPOINTS)
-@pytest.mark.parametrize("story", [*sorted(FORMER), "refused", "never", "rejoined"])
-@pytest.mark.parametrize("setting", ["joined", "shared", "world_readable"])
-def test_former_members_read_nothing_in_a_city(nothing, setting, story, name):
-    world = nothing.world(setting, story)
-    ENDPOINTS[name](world, world.guest.client)
+def test_what_is_served(until_leave, name):
+    """Skipped for an endpoint that is not served, which the matrix then passes over."""
+    world = until_leave.world("shared", "joined")
+    try:
+        ENDPOINTS[name](world, world.guest.client)
+    except AssertionError:
+        pass  # the matrix tells
