@@ -508,11 +508,15 @@ pub async fn end_session(
     user_id: &str,
     device_id: &str,
 ) -> Result<()> {
-    store::accounts::delete_session(batch.sql().await?, user_id, device_id).await?;
+    let conn = batch.sql().await?;
+    store::accounts::delete_session(conn, user_id, device_id).await?;
+    // Its apps are told nothing any more: whoever logs in again sets the pusher again.
+    store::push::delete_of_device(conn, user_id, device_id).await?;
     let sessions = Arc::clone(sessions);
-    let (user_id, device_id) = (user_id.to_owned(), device_id.to_owned());
+    let (user_id, device_id) = (OwnedUserId::try_from(user_id)?, device_id.to_owned());
     batch.after_commit(move || {
-        sessions.drop_where(|s| s.user_id == user_id.as_str() && s.device_id == device_id);
+        sessions.drop_where(|s| s.user_id == user_id && s.device_id == device_id);
+        sessions.pushers.remove_of_devices(&user_id, std::slice::from_ref(&device_id));
     });
     Ok(())
 }

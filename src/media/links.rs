@@ -1,14 +1,15 @@
-//! Which media an event shows, and who may read a medium (DESIGN 12): whoever is in a room where an event shows it, and
-//! its uploader while none does. An mxc URI alone opens nothing.
+//! Which media an event shows, and who may read a medium (DESIGN 12): whoever sees an event of a room that shows it,
+//! and its uploader while none does. An mxc URI alone opens nothing.
 
-use ruma::{OwnedRoomId, RoomId, ServerName, UserId};
+use ruma::{EventId, OwnedRoomId, RoomId, ServerName, UserId};
 use serde_json::Value;
 
 use crate::{
     config::Encryption,
-    error::Result,
+    error::{Code, Result},
+    rooms::history,
     server::Server,
-    store::{self, Conn, media::Medium},
+    store::{self, media::Medium},
 };
 
 /// Media that one event can show. An event is at most 64 KiB, so this only bounds the lookups of a hostile one.
@@ -19,7 +20,7 @@ const MEDIA_ID_BYTES_MAX: usize = 255;
 /// Why a user may read a medium.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// An event of this room shows it, and the user is joined.
+    /// An event of this room shows it, and the user may see that event.
     Room(OwnedRoomId),
     /// It is the picture of an account with which the user shares a room.
     Avatar,
@@ -27,9 +28,10 @@ pub enum Seen {
     Own,
 }
 
-/// Why `user` may read `medium`; `None` where they may not.
-pub async fn seen(server: &Server, conn: &mut Conn, user: &UserId, medium: &Medium) -> Result<Option<Seen>> {
-    let links = store::media::links(conn, &medium.media_id).await?;
+/// Why `user` may read `medium`; `None` where they may not. Takes its connections one after the other: whoever holds one
+/// while asking for another could wait for ever.
+pub async fn seen(server: &Server, user: &UserId, medium: &Medium) -> Result<Option<Seen>> {
+    let links = store::media::links(&mut server.db.read().await?, &medium.media_id).await?;
     let shares =
         |other: &str| <&UserId>::try_from(other).is_ok_and(|other| server.live.share_a_room(user, other));
     // The link of a picture names the account; where it names none it is the uploader's.
@@ -43,12 +45,10 @@ pub async fn seen(server: &Server, conn: &mut Conn, user: &UserId, medium: &Medi
     if pictures.contains(&uploader) && shares(uploader) {
         return Ok(Some(Seen::Avatar));
     }
-    let room = links
-        .iter()
-        .filter_map(|(room_id, _)| <&RoomId>::try_from(room_id.as_str()).ok())
-        .find(|room_id| server.live.is_joined(user, room_id));
-    if let Some(room_id) = room {
-        return Ok(Some(Seen::Room(room_id.to_owned())));
+    for (room_id, event_id) in links.iter().filter(|(room_id, _)| !room_id.is_empty()) {
+        if let Some(room_id) = shown_to(server, user, room_id, event_id).await? {
+            return Ok(Some(Seen::Room(room_id)));
+        }
     }
     if pictures.iter().any(|account| shares(account)) {
         return Ok(Some(Seen::Avatar));
@@ -66,9 +66,30 @@ pub async fn seen(server: &Server, conn: &mut Conn, user: &UserId, medium: &Medi
     Ok(None)
 }
 
+/// The room of an event that the user may see.
+async fn shown_to(
+    server: &Server,
+    user: &UserId,
+    room_id: &str,
+    event_id: &str,
+) -> Result<Option<OwnedRoomId>> {
+    let Ok(room_id) = <&RoomId>::try_from(room_id) else { return Ok(None) };
+    let sight = match history::sight(server, user, room_id).await {
+        Ok((_, sight)) => sight,
+        Err(error) if error.code() == Some(Code::Forbidden) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if sight.is_whole() {
+        return Ok(Some(room_id.to_owned()));
+    }
+    let Ok(event_id) = <&EventId>::try_from(event_id) else { return Ok(None) };
+    let place = store::rooms::place_of(&mut server.db.read().await?, event_id).await?;
+    Ok(place.filter(|(of, order)| of == room_id && sight.sees(*order)).map(|(of, _)| of))
+}
+
 /// Whether `user` may read `medium`.
-pub async fn may_read(server: &Server, conn: &mut Conn, user: &UserId, medium: &Medium) -> Result<bool> {
-    Ok(seen(server, conn, user, medium).await?.is_some())
+pub async fn may_read(server: &Server, user: &UserId, medium: &Medium) -> Result<bool> {
+    Ok(seen(server, user, medium).await?.is_some())
 }
 
 /// The ids of this server's media named anywhere in an event's content, each once (URLs of files, thumbnails and

@@ -18,6 +18,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sight {
     member: bool,
+    state: bool,
     ranges: Vec<(i64, i64)>,
     upto: i64,
 }
@@ -27,6 +28,17 @@ impl Sight {
     pub fn sees(&self, order: i64) -> bool {
         let after = self.ranges.partition_point(|(from, _)| *from <= order);
         after > 0 && self.ranges[after - 1].1 >= order
+    }
+
+    /// Whether the room's state can be seen: by who is or was in the room, and by everybody while it is
+    /// `world_readable` to them. Who was only ever invited sees events of that time at most.
+    pub fn reads_state(&self) -> bool {
+        self.state
+    }
+
+    /// Whether nothing is hidden.
+    pub fn is_whole(&self) -> bool {
+        self.ranges.first() == Some(&(0, i64::MAX))
     }
 
     /// Whether this is a present member's sight.
@@ -71,7 +83,7 @@ pub async fn sight(server: &Server, user_id: &UserId, room_id: &RoomId) -> Resul
         return Err(denied());
     }
     if member && always_shared(server, &room, room_id).await? {
-        return Ok((room, Sight { member, ranges: vec![(0, i64::MAX)], upto: i64::MAX }));
+        return Ok((room, Sight { member, state: true, ranges: vec![(0, i64::MAX)], upto: i64::MAX }));
     }
     let mut conn = server.db.read().await?;
     let visibility =
@@ -92,7 +104,9 @@ pub async fn sight(server: &Server, user_id: &UserId, room_id: &RoomId) -> Resul
         return Err(denied());
     }
     let upto = left.or(ranges.last().map(|(_, to)| *to)).unwrap_or_default();
-    Ok((room, Sight { member, ranges, upto }))
+    let readable = policy.guests && view.state.history_visibility() == "world_readable";
+    let state = member || left.is_some() || readable;
+    Ok((room, Sight { member, state, ranges, upto }))
 }
 
 /// Whether a room was `shared` or `world_readable` all the time: then its members see everything.
@@ -274,7 +288,7 @@ mod tests {
 
     #[test]
     fn sight_has_holes() {
-        let sight = Sight { member: true, ranges: vec![(0, 10), (20, 30)], upto: i64::MAX };
+        let sight = Sight { member: true, state: true, ranges: vec![(0, 10), (20, 30)], upto: i64::MAX };
         let seen: Vec<bool> = [0, 10, 11, 19, 20, 30, 31].iter().map(|order| sight.sees(*order)).collect();
         assert_eq!(seen, [true, true, false, false, true, true, false]);
     }

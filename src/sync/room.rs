@@ -399,7 +399,11 @@ pub async fn write_left(
             };
             let limit = timeline_limit(wanted.filter);
             let chunk = timeline(server, &room, room_id, (since, left_at), limit, pick).await?;
-            let state = left_state(server, wanted, &view, &chunk, left_at.min(sight.upto())).await?;
+            let state = if sight.reads_state() {
+                left_state(server, wanted, &view, &chunk, left_at.min(sight.upto())).await?
+            } else {
+                Vec::new()
+            };
             bundles = bundle::bundle(server, wanted.who, &room, &sight, &chunk.events).await?;
             (chunk, state)
         }

@@ -307,17 +307,16 @@ async fn readable(
         // Asked for before looking: content that comes in between is not missed.
         let mut arrived = pin!(server.blobs.arrived.notified());
         arrived.as_mut().enable();
-        let mut conn = server.db.read().await?;
-        if let Some(medium) = store::media::medium(&mut conn, media_id).await? {
-            let seen =
-                links::seen(server, &mut conn, &requester.user_id, &medium).await?.ok_or_else(unknown)?;
-            drop(conn);
+        let medium = store::media::medium(&mut server.db.read().await?, media_id).await?;
+        if let Some(medium) = medium {
+            let seen = links::seen(server, &requester.user_id, &medium).await?.ok_or_else(unknown)?;
             if let Seen::Room(room_id) = &seen {
                 crate::reading::opened(server, requester, room_id, "media").await?;
             }
             return Ok(medium);
         }
-        let (owner, until) = store::media::pending(&mut conn, media_id).await?.ok_or_else(unknown)?;
+        let pending = store::media::pending(&mut server.db.read().await?, media_id).await?;
+        let (owner, until) = pending.ok_or_else(unknown)?;
         let to_come = Medium {
             media_id: media_id.clone(),
             user_id: owner,
@@ -326,10 +325,9 @@ async fn readable(
             file_name: None,
             bytes: 0,
         };
-        if until <= server.now() || !links::may_read(server, &mut conn, &requester.user_id, &to_come).await? {
+        if until <= server.now() || !links::may_read(server, &requester.user_id, &to_come).await? {
             return Err(unknown());
         }
-        drop(conn);
         if tokio::time::timeout_at(deadline, arrived).await.is_err() {
             return Err(refuse(
                 Code::NotYetUploaded,

@@ -283,6 +283,9 @@ async fn around(server: Arc<Server>, who: Requester, request: context::Request) 
         // The event itself may stand off the room's line.
         None => history::state_after(&server, &view, &event).await?,
     };
+    if !sight.reads_state() {
+        state.clear();
+    }
     if filter::is_lazy(&request.filter) {
         let senders: std::collections::BTreeSet<_> =
             before.iter().chain(&after).chain([&event]).map(|event| event.sender.to_string()).collect();

@@ -117,16 +117,22 @@ async fn one_room(server: &Arc<Server>, who: &Requester, room_id: &RoomId, limit
         .iter()
         .map(|event| Ok(RawValue::from_string(render::bundled(event, &bundles, who, now))?))
         .collect::<Result<Vec<_>>>()?;
-    let state = view
-        .state
-        .events()
+    // Former members see the state in which they left the room.
+    let state = if sight.reads_state() {
+        history::state_before(server, &view, sight.upto().saturating_add(1)).await?
+    } else {
+        Vec::new()
+    };
+    let state = state
+        .iter()
         .map(|event| Ok(RawValue::from_string(render::event(event, Some(who), now))?))
         .collect::<Result<Vec<_>>>()?;
+    let membership = server.live.membership(&who.user_id, room_id).map(|m| m.membership);
     let start = chunk.first().map_or(upto, |event| event.position - 1);
     let listed = store::rooms::is_public(&mut server.db.read().await?, room_id).await?;
     Ok(json!({
         "room_id": room_id,
-        "membership": "join",
+        "membership": membership,
         "visibility": if listed { "public" } else { "private" },
         "messages": {
             "start": room_token(start, &server.epoch), "end": room_token(upto, &server.epoch), "chunk": told,

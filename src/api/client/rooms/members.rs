@@ -416,6 +416,9 @@ async fn forget_room(server: Arc<Server>, who: Requester, request: forget::Reque
 
 async fn list(server: Arc<Server>, who: Requester, request: members::Request) -> Result<Answer> {
     let (room, sight) = history::sight(&server, &who.user_id, &request.room_id).await?;
+    if !sight.reads_state() {
+        return Err(forbidden("You are not a member of this room."));
+    }
     let view = room.current()?;
     let at = request.at.as_deref().map(|at| token::parse_room_token(at, &server.epoch)).transpose()?;
     let upto = at.unwrap_or(i64::MAX).min(sight.upto());

@@ -6,7 +6,7 @@ use http::Method;
 use ruma::{RoomId, api::client::state::get_state_events::v3 as all};
 
 use crate::{
-    error::{Result, invalid, not_found},
+    error::{Result, forbidden, invalid, not_found},
     http::{
         caller::{self, Requester},
         route::{Answer, Call, Routes},
@@ -63,6 +63,9 @@ async fn visible_state(
     room_id: &ruma::RoomId,
 ) -> Result<Vec<Arc<Event>>> {
     let (room, sight) = history::sight(server, &who.user_id, room_id).await?;
+    if !sight.reads_state() {
+        return Err(forbidden("You are not a member of this room."));
+    }
     let view = room.current()?;
     history::state_before(server, &view, sight.upto().saturating_add(1)).await
 }
