@@ -209,7 +209,8 @@ pub(super) async fn store_upload(
 
 /// Whether two texts are the same JSON.
 fn same(a: &str, b: &str) -> bool {
-    a == b || matches!((serde_json::from_str::<Value>(a), serde_json::from_str::<Value>(b)), (Ok(a), Ok(b)) if a == b)
+    a == b
+        || matches!((serde_json::from_str::<Value>(a), serde_json::from_str::<Value>(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 async fn put_device_keys(batch: &mut Batch, user_id: &UserId, device_id: &str, keys: &Value) -> Result<()> {

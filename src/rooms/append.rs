@@ -328,10 +328,7 @@ impl Batch {
     }
 
     fn check_policy(&self, intent: &Intent<'_>) -> Result<()> {
-        if !matches!(
-            intent.kind,
-            TimelineEventType::RoomEncryption | TimelineEventType::RoomEncrypted
-        ) {
+        if !matches!(intent.kind, TimelineEventType::RoomEncryption | TimelineEventType::RoomEncrypted) {
             return Ok(());
         }
         if self.policy.encryption == Encryption::Forbidden {
