@@ -21,10 +21,13 @@ pub struct Counts {
     pub unused_fallbacks: Vec<String>,
 }
 
-/// The counts of a user's devices, as far as a sync asked for them.
+/// What is known of a user's devices, as far as a sync asked for it.
 #[derive(Debug, Default)]
 pub struct Known {
+    /// How often counts changed, and the counts by device.
     of: Mutex<(u64, HashMap<String, Arc<Counts>>)>,
+    /// By device: the user's `personal_position` at which no message waited for it.
+    emptied: Mutex<HashMap<String, i64>>,
 }
 
 impl Known {
@@ -32,6 +35,18 @@ impl Known {
         let mut of = self.of.lock();
         of.0 += 1;
         of.1.remove(device_id);
+        drop(of);
+        self.emptied.lock().remove(device_id);
+    }
+
+    /// Whether no message waited for a device when the user's own things were as at this position.
+    pub fn is_emptied(&self, device_id: &str, personal_position: i64) -> bool {
+        self.emptied.lock().get(device_id).is_some_and(|at| *at == personal_position)
+    }
+
+    /// No message waits for a device, as of a position that was read before that was found out.
+    pub fn set_emptied(&self, device_id: &str, personal_position: i64) {
+        self.emptied.lock().insert(device_id.to_owned(), personal_position);
     }
 }
 
@@ -47,14 +62,14 @@ pub fn constant() -> Counts {
 pub async fn of(server: &Server, user_id: &UserId, device_id: &str) -> Result<Arc<Counts>> {
     let user = server.live.user(user_id);
     let generation = {
-        let of = user.keys_left.of.lock();
+        let of = user.of_devices.of.lock();
         if let Some(counts) = of.1.get(device_id) {
             return Ok(Arc::clone(counts));
         }
         of.0
     };
     let counts = Arc::new(read(&mut server.db.read().await?, user_id, device_id).await?);
-    let mut of = user.keys_left.of.lock();
+    let mut of = user.of_devices.of.lock();
     // What a commit changed since may be missing in what was read.
     if of.0 == generation {
         of.1.insert(device_id.to_owned(), Arc::clone(&counts));
@@ -74,5 +89,5 @@ pub async fn read(conn: &mut store::Conn, user_id: &UserId, device_id: &str) -> 
 /// Says, in a unit, that a device's keys came or went.
 pub fn changed(batch: &mut Batch, user_id: &UserId, device_id: &str) {
     let (live, user_id, device_id) = (Arc::clone(&batch.live), user_id.to_owned(), device_id.to_owned());
-    batch.after_commit(move || live.user(&user_id).keys_left.forget(&device_id));
+    batch.after_commit(move || live.user(&user_id).of_devices.forget(&device_id));
 }

@@ -135,8 +135,7 @@ pub async fn to_device(
     let user = server.live.user(&who.user_id);
     // Read before the database is asked, as in `acknowledge`.
     let personal = user.personal_position.load(Ordering::Acquire);
-    let nothing_waits = user.nothing_waits_at.load(Ordering::Acquire) == personal;
-    if since > 0 && (personal <= since || nothing_waits) {
+    if since > 0 && (personal <= since || user.of_devices.is_emptied(device_id, personal)) {
         return Ok(none);
     }
     let limit = limit.clamp(1, TO_DEVICE_MAX);
@@ -165,18 +164,20 @@ pub async fn acknowledge(server: &Server, who: &Requester, position: i64) -> Res
     let user = server.live.user(&who.user_id);
     // Read before the database is asked: a message that comes afterwards moves it, and is asked for then.
     let personal = user.personal_position.load(Ordering::Acquire);
-    if personal == 0 || user.nothing_waits_at.load(Ordering::Acquire) == personal {
+    if personal == 0 || user.of_devices.is_emptied(device_id, personal) {
         return Ok(());
     }
     let mut conn = server.db.read().await?;
-    let waiting = store::keys::to_device(&mut conn, who.user_id.as_str(), device_id, 0, position, 1).await?;
-    if waiting.is_empty() {
-        if !store::keys::any_to_device(&mut conn, who.user_id.as_str()).await? {
-            user.nothing_waits_at.store(personal, Ordering::Release);
-        }
-        return Ok(());
-    }
+    let first = store::keys::to_device(&mut conn, who.user_id.as_str(), device_id, 0, i64::MAX, 1).await?;
     drop(conn);
+    match first.first() {
+        None => {
+            user.of_devices.set_emptied(device_id, personal);
+            return Ok(());
+        }
+        Some((at, _)) if *at > position => return Ok(()),
+        Some(_) => {}
+    }
     let (user_id, device_id) = (who.user_id.clone(), device_id.to_owned());
     server
         .commit(Hint::default(), move |batch| {

@@ -233,8 +233,6 @@ pub struct LiveUser {
     pub last_volatile: AtomicU64,
     /// Position of the newest change of the user's own account data, to-device messages or keys.
     pub personal_position: AtomicI64,
-    /// The `personal_position` at which no to-device message waited for any of the user's devices; 0 = not known.
-    pub nothing_waits_at: AtomicI64,
     /// Long polls wait here.
     pub wake: Notify,
     /// Counts how often account data changed; guards the cache of push rules.
@@ -249,8 +247,8 @@ pub struct LiveUser {
     pub ignored: Mutex<Option<(u64, super::ignored::Ignored)>>,
     /// Unread counts by room: counted up to a position, for a receipt position.
     pub unread: Mutex<HashMap<OwnedRoomId, crate::push::counts::Counted>>,
-    /// What keys the user's devices have left.
-    pub keys_left: crate::keys::counts::Known,
+    /// What waits for the user's devices, and what keys they have left.
+    pub of_devices: crate::keys::counts::Known,
 }
 
 impl LiveUser {
@@ -261,7 +259,6 @@ impl LiveUser {
             last_position: AtomicI64::new(position),
             last_volatile: AtomicU64::default(),
             personal_position: AtomicI64::new(position),
-            nothing_waits_at: AtomicI64::default(),
             wake: Notify::new(),
             generation: AtomicU64::default(),
             rules: Mutex::default(),
@@ -269,7 +266,7 @@ impl LiveUser {
             presence: Mutex::default(),
             ignored: Mutex::default(),
             unread: Mutex::default(),
-            keys_left: crate::keys::counts::Known::default(),
+            of_devices: crate::keys::counts::Known::default(),
         }
     }
 

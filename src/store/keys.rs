@@ -261,11 +261,6 @@ pub async fn put_to_device(
     Ok(())
 }
 
-/// Whether a message waits for any device of a user.
-pub async fn any_to_device(conn: &mut Conn, user_id: &str) -> Result<bool> {
-    Ok(one!(conn, (i64,), "SELECT position FROM to_device WHERE user_id = $1 LIMIT 1", user_id)?.is_some())
-}
-
 /// Bytes of messages that wait for a device.
 pub async fn to_device_bytes(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<i64> {
     Ok(one!(

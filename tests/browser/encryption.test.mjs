@@ -8,7 +8,7 @@ export function encryptionTests(test, { browser, sealed }) {
     const people = {};
     let room;
 
-    test("encryption allowed: the first identity takes no password, and none of it reaches the page as an error", async () => {
+    test("encryption allowed: the first identity takes no password", async () => {
         const city = sealed();
         const facility = await city.facility("あおば訪問看護ステーション");
         for (const [key, name] of [["hanako", "伊藤花子"], ["taro", "渡辺太郎"]]) {
@@ -28,14 +28,10 @@ export function encryptionTests(test, { browser, sealed }) {
         for (const { page, loginId, password } of Object.values(people)) {
             await page.goto(city.origin);
             await page.evaluate(([id, password]) => window.logIn(id, password), [loginId, password]);
-            const ready = await page.evaluate(async () => {
-                const crypto = window.client.getCrypto();
-                // No `auth`: where the server asks for one, this fails.
-                await crypto.bootstrapCrossSigning({ authUploadDeviceSigningKeys: (send) => send(null) });
-                return [await crypto.isCrossSigningReady(), (await crypto.getOwnDeviceKeys()).ed25519.length];
+            await page.evaluate(async () => {
+                // No `auth`: where the server asked for one, this would fail.
+                await window.client.getCrypto().bootstrapCrossSigning({ authUploadDeviceSigningKeys: (send) => send(null) });
             });
-            // Private keys are in this page's memory only, there being no secret storage: hence not "ready".
-            assert.equal(ready[1], 43);
             const own = await page.evaluate(async () => {
                 const crypto = window.client.getCrypto();
                 const me = window.client.getUserId();

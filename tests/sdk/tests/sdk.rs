@@ -1,14 +1,20 @@
 //! Two people of a city with matrix-rust-sdk, each with the client certificate of their terminal: log in, sync, write,
-//! read, receipts, typing, redaction.
+//! read, receipts, typing, redaction; and in a city that allows encryption: verify each other, talk encrypted, and get
+//! old messages back on a new device.
 //!
-//! `HEYA_CITY` names the JSON file of a running city (`python -m harness up`, see `tests/run`); without it the test is
-//! skipped and says so.
+//! `HEYA_CITY` and `HEYA_CITY_ENCRYPTED` name the JSON file of a running city (`python -m harness up`, see `tests/run`);
+//! without it a test is skipped and says so.
 
 use std::{sync::Arc, time::Duration};
 
 use matrix_sdk::{
     Client, SessionMeta,
     config::SyncSettings,
+    deserialized_responses::EncryptionInfo,
+    encryption::{
+        BackupDownloadStrategy, EncryptionSettings,
+        verification::{SasVerification, Verification, VerificationRequest},
+    },
     ruma::{
         OwnedRoomId,
         api::client::receipt::create_receipt::v3::ReceiptType,
@@ -32,9 +38,9 @@ struct Person {
     identity: Vec<u8>,
 }
 
-fn city() -> Option<City> {
-    let Ok(path) = std::env::var("HEYA_CITY") else {
-        println!("skipped: HEYA_CITY names no running city (tests/run sets it)");
+fn city(variable: &str) -> Option<City> {
+    let Ok(path) = std::env::var(variable) else {
+        println!("skipped: {variable} names no running city (tests/run sets it)");
         return None;
     };
     let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
@@ -67,6 +73,12 @@ impl City {
         let client = Client::builder()
             .homeserver_url(&self.url)
             .http_client(self.http(Some(&person.identity)))
+            .with_encryption_settings(EncryptionSettings {
+                // Where encryption is forbidden this finds out so, and goes on.
+                auto_enable_cross_signing: true,
+                backup_download_strategy: BackupDownloadStrategy::OneShot,
+                auto_enable_backups: false,
+            })
             .build()
             .await
             .unwrap();
@@ -84,7 +96,7 @@ impl City {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_people_write_to_each_other() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let Some(city) = city() else { return };
+    let Some(city) = city("HEYA_CITY") else { return };
     let alice = city.client(&city.people[0]).await;
     let bob = city.client(&city.people[1]).await;
     let (heard, mut hearing) = mpsc::unbounded_channel();
@@ -136,7 +148,7 @@ async fn two_people_write_to_each_other() {
 #[tokio::test]
 async fn each_factor_alone_fails() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let Some(city) = city() else { return };
+    let Some(city) = city("HEYA_CITY") else { return };
     let person = &city.people[0];
     let without = Client::builder().homeserver_url(&city.url).http_client(city.http(None)).build().await;
     // Even discovery of the versions needs the certificate; where the builder does not ask, the login is refused.
@@ -152,4 +164,153 @@ async fn each_factor_alone_fails() {
         .unwrap();
     let refused = client.matrix_auth().login_username(&person.login_id, "wrong").send().await;
     assert!(refused.is_err(), "logged in with a wrong password");
+}
+
+/// Asks until there is an answer.
+async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+    for _ in 0..300 {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{what} did not happen within 30 seconds");
+}
+
+fn keep_syncing(client: &Client) -> tokio::task::JoinHandle<()> {
+    let client = client.clone();
+    tokio::spawn(async move {
+        let settings = SyncSettings::default().timeout(Duration::from_secs(10));
+        let _ = client.sync(settings).await;
+    })
+}
+
+/// Compares emoji, as two people do who sit side by side.
+async fn verify(asking: &Client, asked: &Client) {
+    let (me, them) = (asking.user_id().unwrap(), asked.user_id().unwrap());
+    let identity = until("the other's identity", async || {
+        asking.encryption().request_user_identity(them).await.unwrap()
+    })
+    .await;
+    assert!(!identity.is_verified());
+    let request: VerificationRequest = identity.request_verification().await.unwrap();
+    let flow = request.flow_id().to_owned();
+    let theirs =
+        until("the request", async || asked.encryption().get_verification_request(me, &flow).await).await;
+    theirs.accept().await.unwrap();
+    until("the acceptance", async || request.is_ready().then_some(())).await;
+    let mine = request.start_sas().await.unwrap().unwrap();
+    let theirs: SasVerification =
+        until("the start", async || match asked.encryption().get_verification(me, &flow).await {
+            Some(Verification::SasV1(sas)) => Some(sas),
+            _ => None,
+        })
+        .await;
+    theirs.accept().await.unwrap();
+    let emoji = async |sas: &SasVerification| {
+        until("the emoji", async || sas.can_be_presented().then(|| sas.emoji()).flatten()).await
+    };
+    let seen = (emoji(&mine).await, emoji(&theirs).await);
+    assert_eq!(seen.0.map(|one| one.symbol), seen.1.map(|one| one.symbol));
+    mine.confirm().await.unwrap();
+    theirs.confirm().await.unwrap();
+    until("the end", async || (mine.is_done() && theirs.is_done()).then_some(())).await;
+    for (client, other) in [(asking, them), (asked, me)] {
+        until("the trust", async || {
+            let identity = client.encryption().get_user_identity(other).await.unwrap()?;
+            identity.is_verified().then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_people_verify_each_other_and_talk_encrypted() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let Some(city) = city("HEYA_CITY_ENCRYPTED") else { return };
+    let alice = city.client(&city.people[0]).await;
+    let bob = city.client(&city.people[1]).await;
+    let (heard, mut hearing) = mpsc::unbounded_channel();
+    bob.add_event_handler(move |event: OriginalSyncRoomMessageEvent, how: Option<EncryptionInfo>| {
+        let heard = heard.clone();
+        async move {
+            let _ = heard.send((event, how));
+        }
+    });
+    let mut syncing = Vec::new();
+    for client in [&alice, &bob] {
+        client.sync_once(SyncSettings::default()).await.unwrap();
+        syncing.push(keep_syncing(client));
+        client.encryption().wait_for_e2ee_initialization_tasks().await;
+        // The first identity took no password.
+        let own = client.encryption().get_own_device().await.unwrap().unwrap();
+        assert!(own.is_cross_signed_by_owner(), "the device is not signed by its owner");
+    }
+    let room = alice.create_dm(bob.user_id().unwrap()).await.unwrap();
+    until("the invitation", async || bob.get_room(room.room_id())).await.join().await.unwrap();
+    assert!(room.latest_encryption_state().await.unwrap().is_encrypted());
+    verify(&alice, &bob).await;
+    let mut sent = Vec::new();
+    for text in ["昨夜から発熱があります", "明日の朝に伺います"] {
+        let event_id = room.send(RoomMessageEventContent::text_plain(text)).await.unwrap().response.event_id;
+        let (event, how) = loop {
+            let got = tokio::time::timeout(Duration::from_secs(30), hearing.recv())
+                .await
+                .expect("not heard")
+                .unwrap();
+            if got.0.event_id == event_id {
+                break got;
+            }
+        };
+        assert_eq!(event.content.body(), text);
+        let how = how.expect("not encrypted");
+        assert!(
+            matches!(how.verification_state, matrix_sdk::deserialized_responses::VerificationState::Verified),
+            "{:?}",
+            how.verification_state
+        );
+        sent.push((event_id, text));
+    }
+    // The server has nothing to read.
+    let raw = city.http(Some(&city.people[0].identity));
+    let url = format!("{}/_matrix/client/v3/rooms/{}/event/{}", city.url, room.room_id(), sent[0].0);
+    let stored = raw.get(url).bearer_auth(alice.access_token().unwrap()).send().await.unwrap();
+    let stored = stored.text().await.unwrap();
+    assert!(stored.contains("m.room.encrypted") && !stored.contains("発熱"), "{stored}");
+    // A backup, and another device that gets everything back with the recovery key.
+    let recovery_key = alice.encryption().recovery().enable().wait_for_backups_to_upload().await.unwrap();
+    assert!(alice.encryption().backups().fetch_exists_on_server().await.unwrap());
+    let second = city.client(&city.people[0]).await;
+    second.sync_once(SyncSettings::default()).await.unwrap();
+    syncing.push(keep_syncing(&second));
+    second.encryption().wait_for_e2ee_initialization_tasks().await;
+    let theirs = second.get_room(room.room_id()).unwrap();
+    assert!(theirs.event(&sent[0].0, None).await.unwrap().encryption_info().is_none(), "read without a key");
+    second.encryption().recovery().recover(&recovery_key).await.unwrap();
+    for (event_id, text) in &sent {
+        let event = until("the old message", async || {
+            theirs.event(event_id, None).await.ok().filter(|event| event.encryption_info().is_some())
+        })
+        .await;
+        assert!(event.raw().json().get().contains(text));
+    }
+    let own = second.encryption().get_own_device().await.unwrap().unwrap();
+    assert!(own.is_cross_signed_by_owner());
+    // Bob's messages reach the new device, too: his device lists were brought up to date.
+    let answer = bob.get_room(room.room_id()).unwrap();
+    until("the new device in bob's list", async || {
+        let devices = bob.encryption().get_user_devices(alice.user_id().unwrap()).await.unwrap();
+        devices.get(second.device_id().unwrap()).map(|_| ())
+    })
+    .await;
+    let event_id =
+        answer.send(RoomMessageEventContent::text_plain("承知しました")).await.unwrap().response.event_id;
+    let event = until("the answer on the new device", async || {
+        theirs.event(&event_id, None).await.ok().filter(|event| event.encryption_info().is_some())
+    })
+    .await;
+    assert!(event.raw().json().get().contains("承知しました"));
+    for task in syncing {
+        task.abort();
+    }
 }
