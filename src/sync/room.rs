@@ -47,6 +47,8 @@ pub struct Wanted<'a> {
     pub full_state: bool,
     /// `state_after` instead of `state` (MSC4222, v1.16).
     pub state_after: bool,
+    /// `state_after` under its name from before v1.16.
+    pub unstable_state_after: bool,
     /// Account data by room: (type, content).
     pub account_data: &'a BTreeMap<String, Vec<(String, String)>>,
     /// Now.
@@ -189,11 +191,7 @@ pub async fn write_joined(
         chunk.limited,
         room_token(start, &server.epoch)
     );
-    out.push_str(if wanted.state_after {
-        ",\"state_after\":{\"events\":"
-    } else {
-        ",\"state\":{\"events\":"
-    });
+    let _ = write!(out, ",\"{}\":{{\"events\":", wanted.state_key());
     write_list(out, &state, |out, event| write_event(out, event, Some(wanted.who), wanted.now, false));
     out.push_str("},\"ephemeral\":{\"events\":");
     write_list(out, &ephemeral, |out, event| out.push_str(event));
@@ -224,6 +222,17 @@ pub fn timeline_limit(filter: &RoomFilter) -> usize {
         .limit
         .map_or(TIMELINE_DEFAULT, |n| usize::try_from(u64::from(n)).unwrap_or(TIMELINE_MAX))
         .clamp(1, TIMELINE_MAX)
+}
+
+impl Wanted<'_> {
+    /// The name under which a room's state goes out.
+    fn state_key(&self) -> &'static str {
+        match (self.state_after, self.unstable_state_after) {
+            (false, _) => "state",
+            (true, false) => "state_after",
+            (true, true) => "org.matrix.msc4222.state_after",
+        }
+    }
 }
 
 /// The state beside the timeline: what held before its first event (or, as `state_after`, after its last one), so far

@@ -41,6 +41,8 @@ pub struct Request {
     pub timeout: Duration,
     /// `use_state_after`.
     pub state_after: bool,
+    /// Asked for as `org.matrix.msc4222.use_state_after`: it is answered by such a name.
+    pub unstable_state_after: bool,
 }
 
 /// Answers a sync.
@@ -225,6 +227,7 @@ async fn answer(
         filter: &definition.room,
         full_state: request.full_state,
         state_after: request.state_after,
+        unstable_state_after: request.unstable_state_after,
         account_data: &account_data,
         now: server.now(),
     };

@@ -27,8 +27,11 @@ async fn sync(server: Arc<Server>, call: Call) -> Result<Answer> {
             "full_state" => {
                 request.full_state = value.parse().map_err(|_| invalid("full_state is true or false."))?;
             }
-            "use_state_after" | "org.matrix.msc4222.use_state_after" => {
-                request.state_after |= value == "true"
+            "use_state_after" => request.state_after |= value == "true",
+            // matrix-js-sdk asks, and reads the answer, by the name from before v1.16.
+            "org.matrix.msc4222.use_state_after" if value == "true" => {
+                request.state_after = true;
+                request.unstable_state_after = true;
             }
             "timeout" => {
                 let ms = value.parse().map_err(|_| invalid("timeout is a number of milliseconds."))?;
