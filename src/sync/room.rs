@@ -55,6 +55,8 @@ pub struct Wanted<'a> {
     pub state_after: bool,
     /// Who types is told even where nobody does: the client heard of somebody from a server that was restarted since.
     pub retell_typing: bool,
+    /// `state_after` under its name from before v1.16.
+    pub unstable_state_after: bool,
     /// Account data by room: (type, content).
     pub account_data: &'a BTreeMap<String, Vec<(String, String)>>,
     /// Now.
@@ -217,11 +219,7 @@ pub async fn write_joined(
         chunk.limited,
         room_token(start, &server.epoch)
     );
-    out.push_str(if wanted.state_after {
-        ",\"state_after\":{\"events\":"
-    } else {
-        ",\"state\":{\"events\":"
-    });
+    let _ = write!(out, ",\"{}\":{{\"events\":", wanted.state_key());
     write_list(out, &state, |out, event| write_event(out, event, Some(wanted.who), wanted.now, false));
     out.push_str("},\"ephemeral\":{\"events\":");
     write_list(out, &ephemeral, |out, event| out.push_str(event));
@@ -282,6 +280,17 @@ pub fn timeline_limit(filter: &RoomFilter) -> usize {
         .limit
         .map_or(TIMELINE_DEFAULT, |n| usize::try_from(u64::from(n)).unwrap_or(TIMELINE_MAX))
         .clamp(1, TIMELINE_MAX)
+}
+
+impl Wanted<'_> {
+    /// The name under which a room's state goes out.
+    fn state_key(&self) -> &'static str {
+        match (self.state_after, self.unstable_state_after) {
+            (false, _) => "state",
+            (true, false) => "state_after",
+            (true, true) => "org.matrix.msc4222.state_after",
+        }
+    }
 }
 
 /// The state beside the timeline: what held before its first event (or, as `state_after`, after its last one), so far
@@ -432,7 +441,7 @@ pub async fn write_left(
         ",\"limited\":{},\"prev_batch\":\"{}\"}},\"{}\":{{\"events\":",
         chunk.limited,
         room_token(start, &server.epoch),
-        if wanted.state_after { "state_after" } else { "state" },
+        wanted.state_key(),
     );
     write_list(out, &state, write);
     out.push_str("},\"account_data\":{\"events\":");

@@ -45,6 +45,8 @@ pub struct Request {
     pub state_after: bool,
     /// `set_presence`.
     pub presence: presence::State,
+    /// Asked for as `org.matrix.msc4222.use_state_after`: it is answered by such a name.
+    pub unstable_state_after: bool,
 }
 
 /// Answers a sync.
@@ -170,6 +172,7 @@ async fn answer(
         full_state: request.full_state,
         state_after: request.state_after,
         retell_typing: retell_typing(server, since),
+        unstable_state_after: request.unstable_state_after,
         account_data: &account_data,
         now: server.now(),
     };

@@ -56,8 +56,8 @@ export function clientTests(test, { browser, city, facility }) {
         assert.deepEqual(config.default_server_config["m.homeserver"], { base_url: city.origin, server_name: city.name });
         assert.equal(config.disable_guests, true);
         assert.equal(config.setting_defaults.language, "ja");
-        // Nothing in it leads outside.
-        assert.deepEqual(JSON.stringify(config).match(/https?:\/\/[^"/]+/g), [city.origin]);
+        // Nothing in it leads outside but what the city itself links to (city.mjs).
+        assert.deepEqual(new Set(JSON.stringify(config).match(/https?:\/\/[^"/]+/g)), new Set([city.origin, city.enrolOrigin, "https://www.example.jp"]));
         assert.equal(await page.evaluate(async () => (await fetch("/no/such/file.js")).status), 404);
         page.watched.errors.length = 0; // that 404
     });
@@ -284,6 +284,54 @@ export function clientTests(test, { browser, city, facility }) {
             };
         }); // prettier-ignore
         assert.deepEqual(tried, { addresses: [], pusher: "400 M_INVALID_PARAM", pushers: [], encryption: "403 M_FORBIDDEN", identity: false, backup: null });
+    });
+
+    test("the second and third device of one ID meet no key screen either", async () => {
+        // What makes a client show one (Element Web: "verify this device", "set up recovery"): cross-signing or secret storage
+        // that is there or wanted, a request to verify, a key backup. The devices know each other's keys, as clients insist, and
+        // stay logged in beside each other.
+        const { hanako } = people;
+        const screens = () => {
+            const crypto = window.client.getCrypto();
+            const user = window.client.getUserId();
+            return Promise.all([
+                crypto.userHasCrossSigningKeys(user, true),
+                crypto.isCrossSigningReady(),
+                crypto.isSecretStorageReady(),
+                window.client.secretStorage.getDefaultKeyId(),
+                crypto.getKeyBackupInfo(),
+                crypto.getVerificationRequestsToDeviceInProgress(user).length,
+                window.client.getClientWellKnown()?.["io.element.e2ee"] ?? fetch("/.well-known/matrix/client").then((answer) => answer.json()).then((body) => body["io.element.e2ee"]),
+                window.client.getRooms().some((room) => room.hasEncryptionStateEvent()),
+            ]);
+        };
+        const quiet = [false, false, false, null, null, 0, { default: false, force_disable: true, secure_backup_required: false }, false];
+        assert.deepEqual(await hanako.page.evaluate(screens), quiet, "the first device");
+        const devices = [await hanako.page.evaluate(() => window.client.getDeviceId())];
+        for (const which of ["second", "third"]) {
+            // A further device of the same ID on the same terminal: a browser profile of its own, which knows nothing.
+            const page = await newPage(browser(), city.certificate(hanako));
+            await page.goto(city.origin);
+            const asked = [];
+            page.on("request", (request) => request.method() !== "GET" && asked.push(new URL(request.url()).pathname));
+            await page.evaluate(([id, password]) => window.logIn(id, password), [hanako.loginId, hanako.password]);
+            devices.push(await page.evaluate(() => window.client.getDeviceId()));
+            await page.waitForFunction((room) => window.client.getRoom(room)?.getMyMembership() === "join", room, { polling: 50 });
+            await page.evaluate((room) => window.openRoom(room), room);
+            assert.deepEqual(await page.evaluate(screens), quiet, `the ${which} device`);
+            assert.deepEqual(asked.filter((path) => /sendToDevice|device_signing|signatures/.test(path)), [], "no request for verification goes out");
+            // And it is a device like the first: what it writes is read there, in plain text.
+            const said = `${which === "second" ? "二" : "三"}台目の端末からです。`;
+            await page.evaluate(([room, said]) => window.client.sendTextMessage(room, said), [room, said]);
+            await until("hanako", ([room, said]) => window.has(room, said), said);
+            await until("taro", ([room, said]) => window.has(room, said), said);
+            // The devices before it are asked nothing.
+            assert.deepEqual(await hanako.page.evaluate(screens), quiet, `the first device beside the ${which}`);
+            await clean(page);
+        }
+        assert.equal(new Set(devices).size, 3);
+        const known = await hanako.page.evaluate(() => window.client.getDevices().then((all) => all.devices.map((device) => device.device_id)));
+        for (const device of devices) assert.ok(known.includes(device), `${device} is not among ${known}`);
     });
 
     test("an address is added, confirmed by the button in a mail's page, and then gets the mail switch", async () => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 
 import pytest
@@ -814,3 +815,20 @@ def test_a_name_change_does_not_break_on_a_closed_room(any_city, people):
     # Ending the person works with a closed room among theirs.
     done = any_city.act(f"accounts/{quote(person.user_id)}/end", {"reason": "退職"})
     assert done["rooms"] == 2
+
+
+@pytest.mark.parametrize(("asked", "answered"), [
+    (None, "state"), ("use_state_after", "state_after"), ("org.matrix.msc4222.use_state_after", "org.matrix.msc4222.state_after")])
+def test_the_state_of_a_long_room_comes_under_the_name_it_was_asked_by(any_city: Server, asked, answered):
+    """matrix-js-sdk, and Element Web with it, still reads the name from before v1.16: a second device would see no state of a
+    room with more than one page of posts."""
+    person = any_city.person()
+    room = any_city.room(person, name="長い部屋")
+    for n in range(12):
+        person.client.say(room, f"記録 {n}")
+    query = {"filter": json.dumps({"room": {"timeline": {"limit": 5}}})} | ({asked: "true"} if asked else {})
+    joined = person.log_in().sync(**query)["rooms"]["join"][room]
+    assert joined["timeline"]["limited"] and len(joined["timeline"]["events"]) == 5
+    assert [key for key in joined if "state" in key] == [answered]
+    kinds = {event["type"] for event in joined[answered]["events"]}
+    assert {"m.room.create", "m.room.name", "m.room.member", "m.room.power_levels"} <= kinds

@@ -37,6 +37,7 @@ async fn sliding_sync(server: Arc<Server>, call: Call) -> Result<Answer> {
 async fn sync(server: Arc<Server>, call: Call) -> Result<Answer> {
     let who = caller::requester(&server, &call.parts).await?;
     let mut request = v3::Request::default();
+    let mut stable = false;
     for (key, value) in form(call.parts.uri.query().unwrap_or_default()) {
         match key.as_str() {
             "since" => request.since = Some(value),
@@ -44,9 +45,15 @@ async fn sync(server: Arc<Server>, call: Call) -> Result<Answer> {
             "full_state" => {
                 request.full_state = value.parse().map_err(|_| invalid("full_state is true or false."))?;
             }
-            "use_state_after" | "org.matrix.msc4222.use_state_after" => {
+            "use_state_after" => {
                 let after: bool = value.parse().map_err(|_| invalid("use_state_after is true or false."))?;
+                stable = after;
                 request.state_after |= after;
+            }
+            // matrix-js-sdk asks, and reads the answer, by the name from before v1.16.
+            "org.matrix.msc4222.use_state_after" if value == "true" => {
+                request.state_after = true;
+                request.unstable_state_after = true;
             }
             "set_presence" => {
                 request.presence = State::of(&value)
@@ -59,5 +66,6 @@ async fn sync(server: Arc<Server>, call: Call) -> Result<Answer> {
             _ => {}
         }
     }
+    request.unstable_state_after &= !stable;
     Ok(Answer::Json(v3::sync(&server, &who, request).await?))
 }
