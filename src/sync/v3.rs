@@ -258,10 +258,11 @@ async fn answer(
                     join.truncate(begin);
                 }
             }
-            "invite" if membership.changed_at > since.position => {
-                if invite_is_told(server, who, &ignored, room_id).await? {
-                    write_stripped_room(server, who, room_id, "invite_state", &mut invite).await?;
-                }
+            "invite"
+                if membership.changed_at > since.position
+                    && invite_is_told(server, who, &ignored, room_id).await? =>
+            {
+                write_stripped_room(server, who, room_id, "invite_state", &mut invite).await?;
             }
             "knock" if membership.changed_at > since.position => {
                 write_stripped_room(server, who, room_id, "knock_state", &mut knock).await?;

@@ -59,6 +59,7 @@ pub fn routes(routes: Routes) -> Routes {
             .into())
         })
         .raw::<get_turn_server_info::v3::Request, Requester, _, _>(|_, _, _| async { Ok(json!({}).into()) })
+        .at(http::Method::GET, "/_matrix/client/v3/rooms/{roomId}/initialSync", peek)
         .at(http::Method::GET, "/_matrix/client/v3/events", peek)
         .at(http::Method::GET, "/_matrix/client/v1/auth_metadata", |_, _| async {
             Err(crate::error::refuse(crate::error::Code::Unrecognized, "This server has no OAuth 2.0 API yet."))
