@@ -153,8 +153,10 @@ impl Search<'_> {
             }
             let one = found.entry(target.event_id.clone()).or_default();
             match relation.rel_type.as_str() {
-                "m.replace" if one.edit.is_none() && target.redacted_by.is_none() => {
-                    one.edit = replaces(event, target).then(|| Arc::clone(event));
+                "m.replace"
+                    if one.edit.is_none() && target.redacted_by.is_none() && replaces(event, target) =>
+                {
+                    one.edit = Some(Arc::clone(event));
                 }
                 "m.thread" => {
                     one.latest.get_or_insert_with(|| Arc::clone(event));

@@ -196,11 +196,12 @@ async fn answer(
                     join.truncate(begin);
                 }
             }
-            "invite" if membership.changed_at > since.position => {
-                if invite_is_told(server, who, &ignored, room_id).await? {
-                    let at = membership.position;
-                    write_stripped_room(server, who, room_id, ("invite_state", at), &mut invite).await?;
-                }
+            "invite"
+                if membership.changed_at > since.position
+                    && invite_is_told(server, who, &ignored, room_id).await? =>
+            {
+                let at = membership.position;
+                write_stripped_room(server, who, room_id, ("invite_state", at), &mut invite).await?;
             }
             "knock" if membership.changed_at > since.position => {
                 let at = membership.position;

@@ -383,6 +383,10 @@ def test_former_members_read_nothing_of_an_archived_room(archived, what):
     for person in (w.left, w.removed, w.never, w.server.first_staff()):
         answer = person.client.request(method, path.replace("{me}", quote(person.user_id)),
                                        json_body={"reason": "x"} if method == "POST" else None)
+        if what == "event report":
+            # The same answer as for an event that there is not: test_rooms_more.py.
+            assert answer.status == 200 and answer.json == {}
+            continue
         assert answer.status in ((403,) if what in READS and not what.endswith("event") else (403, 404)), answer
         assert "発熱" not in answer.text and w.name not in answer.text
     city = w.server.as_city().request(method, path.replace("{me}", quote(w.server.city_user)),

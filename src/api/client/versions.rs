@@ -67,6 +67,7 @@ pub fn routes(routes: Routes) -> Routes {
             Ok(answer.into())
         })
         .raw::<get_turn_server_info::v3::Request, Requester, _, _>(|_, _, _| async { Ok(json!({}).into()) })
+        .at(http::Method::GET, "/_matrix/client/v3/rooms/{roomId}/initialSync", peek)
         .at(http::Method::GET, "/_matrix/client/v3/events", peek)
 }
 

@@ -1,5 +1,6 @@
-//! What clients of before `/sync` ask: `/initialSync`, of all rooms or of one, and an event by its id alone
-//! (client-server API, deprecated). They tell what `/sync` and `/rooms/…/event` do.
+//! What clients of before `/sync` ask: `/initialSync` and an event by its id alone (client-server API, deprecated). They
+//! tell what `/sync` and `/rooms/…/event` do. `/rooms/{roomId}/initialSync`, by which clients peek, is refused
+//! (`versions.rs`).
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::history::one;
 use crate::{
-    error::{Code, Result, forbidden, invalid, not_found},
+    error::{Code, Result, invalid, not_found},
     http::{
         caller::{self, Requester},
         route::{Answer, Call, Routes},
@@ -32,33 +33,21 @@ const MESSAGES_MAX: usize = 50;
 
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
-    routes
-        .at(Method::GET, "/_matrix/client/v3/initialSync", all_rooms)
-        .at(Method::GET, "/_matrix/client/v3/rooms/{roomId}/initialSync", |server, call| async move {
+    routes.at(Method::GET, "/_matrix/client/v3/initialSync", all_rooms).at(
+        Method::GET,
+        "/_matrix/client/v3/events/{eventId}",
+        |server: Arc<Server>, call: Call| async move {
             let who = caller::requester(&server, &call.parts).await?;
-            let room_id = OwnedRoomId::try_from(call.arg(0)).map_err(|_| invalid("That is no room id."))?;
-            // Looking into a room without being in it: Element goes on after exactly this refusal.
-            if !server.live.is_joined(&who.user_id, &room_id) {
-                return Err(forbidden("You are not a member of this room."));
+            let nothing = || not_found("No such event, or you cannot see it.");
+            let event_id = <&EventId>::try_from(call.arg(0)).map_err(|_| nothing())?;
+            let place = store::rooms::place_of(&mut server.db.read().await?, event_id).await?;
+            let (room_id, _) = place.ok_or_else(nothing)?;
+            match one(&server, &who, &room_id, event_id).await {
+                Err(error) if error.code() == Some(Code::Forbidden) => Err(nothing()),
+                told => told,
             }
-            let limit = limit(&call)?;
-            Ok(one_room(&server, &who, &room_id, limit).await?.into())
-        })
-        .at(
-            Method::GET,
-            "/_matrix/client/v3/events/{eventId}",
-            |server: Arc<Server>, call: Call| async move {
-                let who = caller::requester(&server, &call.parts).await?;
-                let nothing = || not_found("No such event, or you cannot see it.");
-                let event_id = <&EventId>::try_from(call.arg(0)).map_err(|_| nothing())?;
-                let place = store::rooms::place_of(&mut server.db.read().await?, event_id).await?;
-                let (room_id, _) = place.ok_or_else(nothing)?;
-                match one(&server, &who, &room_id, event_id).await {
-                    Err(error) if error.code() == Some(Code::Forbidden) => Err(nothing()),
-                    told => told,
-                }
-            },
-        )
+        },
+    )
 }
 
 fn limit(call: &Call) -> Result<usize> {
