@@ -258,15 +258,16 @@ async fn step(server: &Arc<Server>, at: Option<i64>) -> Result<i64> {
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
-                // What was redacted since it was read must not come back.
-                let redacted: Vec<(i64,)> = store::all!(
+                // What was redacted or purged since it was read must not come back.
+                let there: Vec<(i64,)> = store::all!(
                     batch.reading(),
                     (i64,),
-                    "SELECT position FROM events WHERE position > $1 AND position <= $2 AND redacted_by IS NOT NULL",
+                    "SELECT position FROM events WHERE position > $1 AND position <= $2 AND redacted_by IS NULL",
                     at,
                     end
                 )?;
-                rows.retain(|(_, _, position)| !redacted.iter().any(|(gone,)| gone == position));
+                let there: HashSet<i64> = there.into_iter().map(|(position,)| position).collect();
+                rows.retain(|(_, _, position)| there.contains(position));
                 let conn = batch.sql().await?;
                 store::search::insert(conn, &rows).await?;
                 store::meta::move_follower(conn, NAME, end).await

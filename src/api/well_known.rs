@@ -15,6 +15,10 @@ use crate::{
 pub fn routes(routes: Routes) -> Routes {
     routes
         .at(http::Method::GET, "/.well-known/matrix/client", client)
+        // Nobody's rooms ask this server whether their events may pass (v1.18, "Policy servers").
+        .at(http::Method::GET, "/.well-known/matrix/policy_server", |_, _| async {
+            Err(crate::error::not_found("This is no policy server."))
+        })
         .at(http::Method::GET, "/.well-known/matrix/support", |server, _| async move {
             Ok(json!({"contacts": [{"role": "m.role.admin", "matrix_id": server.city_user}]}).into())
         })

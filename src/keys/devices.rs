@@ -83,7 +83,7 @@ fn device_keys_of(user_id: &UserId, device_id: &str, mut keys: Value) -> Result<
     let public = object.get("keys").is_some_and(|map| {
         texts(map) && map.as_object().is_some_and(|map| map.keys().all(|name| is_key_name(name)))
     });
-    let signed = object.get("signatures").is_none_or(is_signatures);
+    let signed = object.get("signatures").is_some_and(is_signatures);
     if !own || !algorithms || !public || !signed || !is_canonical(&keys) {
         return Err(wrong());
     }
@@ -130,7 +130,7 @@ fn key((name, key): (String, Value)) -> Result<(String, String, String)> {
         Value::String(_) => true,
         Value::Object(object) => {
             object.get("key").is_some_and(Value::is_string)
-                && object.get("signatures").is_none_or(is_signatures)
+                && object.get("signatures").is_some_and(is_signatures)
                 && object.get("fallback").is_none_or(Value::is_boolean)
                 && is_canonical(&key)
         }

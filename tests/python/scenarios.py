@@ -419,7 +419,7 @@ def _(w: World):
 def _(w: World):
     person = w.new_person()
     password = f"Sakura-{unique()}-81"
-    answer = yield Call(body={"new_password": password}, client=person.client, status=401)
+    answer = yield Call(body={"new_password": password, "logout_devices": False}, client=person.client, status=401)
     yield Call(body={"new_password": password, "logout_devices": False,
                      "auth": w.passwords(person, answer.json["session"])}, client=person.client)
 

@@ -181,7 +181,7 @@ def test_oversized_keys_are_refused(pair):
     of_a = device(pair[0])
     upload = lambda body: of_a.client.post(f"{C}/keys/upload", body).told  # noqa: E731
     assert upload({"device_keys": of_a.device_keys(x="y" * 20_000)}) == TOO_LARGE
-    assert upload({"one_time_keys": {"signed_curve25519:A": {"key": "x" * 5_000}}}) == TOO_LARGE
+    assert upload({"one_time_keys": {"signed_curve25519:A": {"key": "x" * 5_000, "signatures": {"@a:x": {"ed25519:D": "s"}}}}}) == TOO_LARGE
     assert upload({"one_time_keys": of_a.one_time(300)}) == INVALID
     assert upload({"fallback_keys": of_a.one_time(2)}) == INVALID
     for bad in ({"a": {"key": "x"}}, {"a:": "x"}, {":b": "x"}, {"a:b": 1}, {"a:b": {}}, {"a:b": {"key": 1}}, {"a:ん": "x"},

@@ -206,6 +206,7 @@ def read(client: Client, room: str, event: str, **body) -> None:
 def test_a_gateway_is_told_ids_and_counts_only(world: World):
     key = set_pusher(world.nurse.client, world.good.url, brand="x", default_payload={"aps": {"mutable-content": 1}})
     first = world.doctor.client.say(world.room, "見本一郎さんが発熱しました")
+    wait_for(lambda: first in world.good.events(key), what="the first notification")
     second = world.doctor.client.say(world.room, "確認をお願いします", **{"m.mentions": {"user_ids": [world.nurse.user_id]}})
     wait_for(lambda: {first, second} <= set(world.good.events(key)), what="both notifications")
     told = {one["event_id"]: one for one in world.good.told(key) if "event_id" in one}

@@ -124,9 +124,10 @@ class Reader:
                 root = "" if thread == "main" else thread
                 read[root] = max(read.get(root, -1), place[event_id])
         for i, event in enumerate(timeline):
-            # Who writes has read.
+            # Who writes in a thread, or outside of them, has read there.
             if event["sender"] == me and event["type"] != "m.room.member":
-                everything = max(everything, i)
+                root = threads[event["event_id"]]
+                read[root] = max(read.get(root, -1), i)
         found: dict[str, tuple[int, int]] = {}
         for i, event in enumerate(timeline):
             root = threads[event["event_id"]]
