@@ -12,168 +12,15 @@
     reason = "a benchmark fails by panicking"
 )]
 
+mod common;
+
 use std::{
-    io::Write as _,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1::SendRequest;
-use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
-
-struct Server {
-    child: Child,
-    port: u16,
-    data: PathBuf,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.data);
-    }
-}
-
-impl Server {
-    fn start() -> (Self, Duration) {
-        let data = std::env::temp_dir().join(format!("heya-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&data).unwrap();
-        let ports: Vec<u16> = (0..3)
-            .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
-            .map(|socket| socket.local_addr().unwrap().port())
-            .collect();
-        let database = std::env::var("HEYA_BENCH_DATABASE").unwrap_or_else(|_| "sqlite:".to_owned());
-        let config = format!(
-            "[server]\npublic_url = \"http://127.0.0.1:{}\"\nlisten = \"127.0.0.1:{}\"\nenrol_listen = \"127.0.0.1:{}\"\n\
-             internal_listen = \"127.0.0.1:{}\"\ndata_dir = {:?}\ndatabase_url = {database:?}\n",
-            ports[0], ports[0], ports[1], ports[2], data
-        );
-        std::fs::write(data.join("config.toml"), config).unwrap();
-        let begun = Instant::now();
-        let child = Command::new(env!("CARGO_BIN_EXE_heya"))
-            .args(["--config", data.join("config.toml").to_str().unwrap(), "serve", "--profile", "open"])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let server = Self { child, port: ports[0], data };
-        while std::net::TcpStream::connect(("127.0.0.1", server.port)).is_err() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        (server, begun.elapsed())
-    }
-
-    fn stat(&self, file: &str) -> String {
-        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
-    }
-
-    /// CPU time used so far.
-    fn cpu(&self) -> Duration {
-        let stat = self.stat("stat");
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        Duration::from_millis(ticks * 10)
-    }
-
-    /// Resident memory, MiB.
-    fn rss(&self) -> f64 {
-        let status = self.stat("status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
-    }
-}
-
-/// One connection.
-struct Client {
-    send: SendRequest<Full<Bytes>>,
-    token: String,
-    host: String,
-}
-
-impl Client {
-    async fn connect(port: u16, token: &str) -> Self {
-        let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let (send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        Self { send, token: token.to_owned(), host: format!("127.0.0.1:{port}") }
-    }
-
-    async fn raw(&mut self, method: &str, path: &str, body: String) -> Bytes {
-        let request = hyper::Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", &self.host)
-            .header("authorization", format!("Bearer {}", self.token))
-            .body(Full::new(Bytes::from(body)))
-            .unwrap();
-        self.send.ready().await.unwrap();
-        let answer = self.send.send_request(request).await.unwrap();
-        let status = answer.status();
-        let body = answer.into_body().collect().await.unwrap().to_bytes();
-        assert!(status.is_success(), "{method} {path}: {status} {}", String::from_utf8_lossy(&body));
-        body
-    }
-
-    async fn call(&mut self, method: &str, path: &str, body: Value) -> Value {
-        serde_json::from_slice(&self.raw(method, path, body.to_string()).await).unwrap()
-    }
-}
-
-async fn account(port: u16, name: &str) -> (String, String) {
-    let mut client = Client::connect(port, "").await;
-    let body = json!({"username": name, "password": "bench", "auth": {"type": "m.login.dummy"}});
-    let answer = client.call("POST", "/_matrix/client/v3/register", body).await;
-    (answer["user_id"].as_str().unwrap().to_owned(), answer["access_token"].as_str().unwrap().to_owned())
-}
-
-/// A room of some people, all joined.
-async fn room(port: u16, people: &[(String, String)]) -> String {
-    let mut creator = Client::connect(port, &people[0].1).await;
-    let invite: Vec<&String> = people[1..].iter().map(|(id, _)| id).collect();
-    let answer = creator
-        .call("POST", "/_matrix/client/v3/createRoom", json!({"name": "部屋", "invite": invite}))
-        .await;
-    let room_id = answer["room_id"].as_str().unwrap().to_owned();
-    for (_, token) in &people[1..] {
-        let mut client = Client::connect(port, token).await;
-        client.call("POST", &format!("/_matrix/client/v3/rooms/{room_id}/join"), json!({})).await;
-    }
-    room_id
-}
-
-fn percentile(sorted: &[Duration], p: usize) -> f64 {
-    sorted
-        .get((sorted.len() * p / 100).min(sorted.len().saturating_sub(1)))
-        .map_or(0.0, |d| d.as_secs_f64() * 1000.0)
-}
-
-fn line(what: &str, value: String) {
-    println!("{what:<44} {value}");
-    let _ = std::io::stdout().flush();
-}
-
-static TXN: AtomicU64 = AtomicU64::new(0);
-
-async fn send(client: &mut Client, room_id: &str) {
-    let txn = TXN.fetch_add(1, Ordering::Relaxed);
-    let path = format!("/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{txn}");
-    client
-        .raw(
-            "PUT",
-            &path,
-            r#"{"msgtype":"m.text","body":"昨夜から発熱があり、水分は取れています。"}"#.to_owned(),
-        )
-        .await;
-}
+use common::{Client, Server, account, line, machine, percentile, room, send};
+use serde_json::Value;
 
 /// Sends for a while with so many in flight, in rooms of five.
 async fn sends(
@@ -336,17 +183,6 @@ async fn long_polls(server: &Server, people: &[(String, String)], n: usize) {
     for poll in held {
         poll.abort();
     }
-}
-
-fn machine() -> String {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let disk =
-        Command::new("df").args(["--output=source,fstype", &std::env::temp_dir().to_string_lossy()]).output();
-    let disk =
-        disk.map(|out| String::from_utf8_lossy(&out.stdout).lines().nth(1).unwrap_or_default().to_owned());
-    format!("{} × {}, {}", cores, model.trim_start_matches([' ', '\t', ':']), disk.unwrap_or_default())
 }
 
 #[tokio::main]

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use ruma::RoomId;
+use ruma::{OwnedRoomId, RoomId};
 
 use crate::{
     audit,
@@ -52,62 +52,75 @@ pub async fn opened(
     room_id: &RoomId,
     what: &'static str,
 ) -> Result<()> {
-    record(server, who, room_id, OPENED, what, server.live.position()).await
+    record(server, who, &[(room_id.to_owned(), server.live.position())], OPENED, what).await
 }
 
-/// Records that a room's events up to a position were delivered to a terminal by sync.
-pub async fn delivered(server: &Arc<Server>, who: &Requester, room_id: &RoomId, upto: i64) -> Result<()> {
-    record(server, who, room_id, DELIVERED, "sync", upto).await
+/// Records that events of rooms, up to a position of each, are delivered to a terminal by sync: before the answer goes
+/// out, in one unit for all rooms of the answer.
+pub async fn delivered(server: &Arc<Server>, who: &Requester, rooms: &[(OwnedRoomId, i64)]) -> Result<()> {
+    record(server, who, rooms, DELIVERED, "sync").await
 }
 
 async fn record(
     server: &Arc<Server>,
     who: &Requester,
-    room_id: &RoomId,
+    rooms: &[(OwnedRoomId, i64)],
     action: &'static str,
     what: &'static str,
-    upto: i64,
 ) -> Result<()> {
-    if who.appservice.is_some() {
+    if who.appservice.is_some() || rooms.is_empty() {
         return Ok(());
     }
     let now = server.now();
     let terminal = who.terminal.as_ref().map(|known| known.terminal);
-    let key = (who.user_id.to_string(), action, terminal, room_id.to_string());
+    let mut first: Vec<(Look, i64)> = Vec::new();
     {
         let mut looks = server.looks.0.lock();
-        if let Some(seen) = looks.get_mut(&key)
-            && now - seen.logged_at < HOUR_MS
-        {
-            seen.last_at = now;
-            seen.upto = seen.upto.max(upto);
-            seen.unsaved += 1;
-            return Ok(());
+        for (room_id, upto) in rooms {
+            let key = (who.user_id.to_string(), action, terminal, room_id.to_string());
+            match looks.get_mut(&key) {
+                Some(seen) if now - seen.logged_at < HOUR_MS => {
+                    seen.last_at = now;
+                    seen.upto = seen.upto.max(*upto);
+                    seen.unsaved += 1;
+                }
+                _ => first.push((key, *upto)),
+            }
         }
-        if looks.len() >= LOOKS_MAX {
+        if !first.is_empty() && looks.len() >= LOOKS_MAX {
             looks.retain(|_, seen| now - seen.logged_at < HOUR_MS || seen.unsaved > 0);
         }
     }
-    let entry = audit::Entry {
-        room_id: room_id.to_string(),
-        detail: format!("{what} up to {upto}"),
-        ..who.entry(now, action)
-    };
+    if first.is_empty() {
+        return Ok(());
+    }
+    let entries: Vec<audit::Entry> = first
+        .iter()
+        .map(|((.., room_id), upto)| audit::Entry {
+            room_id: room_id.clone(),
+            detail: format!("{what} up to {upto}"),
+            ..who.entry(now, action)
+        })
+        .collect();
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
-                batch.audit(entry);
+                for entry in entries {
+                    batch.audit(entry);
+                }
                 Ok(())
             })
         })
         .await?;
     let mut looks = server.looks.0.lock();
-    if looks.len() >= LOOKS_MAX && !looks.contains_key(&key) {
-        // Not remembered: the next look of this one is logged again.
-        return Ok(());
+    for (key, upto) in first {
+        if looks.len() >= LOOKS_MAX && !looks.contains_key(&key) {
+            // Not remembered: the next look of this one is logged again.
+            continue;
+        }
+        let seen = looks.entry(key).or_insert(Seen { logged_at: now, last_at: now, upto, unsaved: 0 });
+        *seen = Seen { logged_at: now, last_at: now, upto: seen.upto.max(upto), unsaved: seen.unsaved + 1 };
     }
-    let seen = looks.entry(key).or_insert(Seen { logged_at: now, last_at: now, upto, unsaved: 0 });
-    *seen = Seen { logged_at: now, last_at: now, upto: seen.upto.max(upto), unsaved: seen.unsaved + 1 };
     Ok(())
 }
 

@@ -13,7 +13,10 @@ use std::{
 };
 
 use parking::{Mutex, RwLock};
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId, events::StateEventType};
+use ruma::{
+    OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    events::{StateEventType, TimelineEventType},
+};
 use tokio::sync::Notify;
 
 use super::{pdu::Event, state::RoomState};
@@ -63,6 +66,8 @@ pub mod parking {
 
 /// Events kept per room for sync; older ones come from the database.
 const TIMELINE_EVENTS_MAX: usize = 128;
+/// Rooms read together.
+const READ_AT_ONCE: usize = 50;
 /// Rooms kept in memory before idle ones are dropped.
 const ROOMS_MAX: usize = 4_000;
 
@@ -468,6 +473,41 @@ impl Live {
         Ok(room)
     }
 
+    /// Reads those of some rooms that are not in memory, many with one query: whoever needs all of somebody's rooms asks for
+    /// this first. A room that there is not is left to [`Live::room`], which says so.
+    pub async fn prepare(&self, db: &Db, mut room_ids: Vec<OwnedRoomId>) -> Result<()> {
+        room_ids.retain(|room_id| self.room_in_memory(room_id).is_none());
+        if room_ids.len() < 2 {
+            return Ok(());
+        }
+        // In one order for everybody: nobody waits for a room of somebody who waits for one of theirs.
+        room_ids.sort_unstable();
+        room_ids.dedup();
+        for chunk in room_ids.chunks(READ_AT_ONCE) {
+            let rooms: Vec<(&OwnedRoomId, Arc<LiveRoom>)> =
+                chunk.iter().map(|room_id| (room_id, self.entry(room_id))).collect();
+            let mut one_reader = Vec::with_capacity(rooms.len());
+            for (_, room) in &rooms {
+                room.used.store(self.position(), Ordering::Relaxed);
+                one_reader.push(room.load.lock().await);
+            }
+            let unread: HashMap<OwnedRoomId, &LiveRoom> = rooms
+                .iter()
+                .filter(|(_, room)| room.view().is_none())
+                .map(|(room_id, room)| ((*room_id).clone(), &**room))
+                .collect();
+            let read = read_many(db, &unread).await;
+            {
+                let mut all = self.rooms.write();
+                for room_id in unread.iter().filter(|(_, room)| room.view().is_none()).map(|(id, _)| id) {
+                    all.remove(room_id);
+                }
+            }
+            read?;
+        }
+        Ok(())
+    }
+
     /// The room if it is in memory and ready.
     pub fn room_in_memory(&self, room_id: &RoomId) -> Option<Arc<LiveRoom>> {
         self.rooms.read().get(room_id).filter(|room| room.view().is_some()).cloned()
@@ -686,6 +726,13 @@ impl LiveRoom {
         let state = store::rooms::current_state(&mut conn, room_id).await?;
         let events = store::events::newest(&mut conn, room_id, upto, TIMELINE_EVENTS_MAX / 2).await?;
         let receipts = store::rooms::receipts(&mut conn, room_id).await?;
+        self.fill(row, state, events, receipts);
+        Ok(())
+    }
+
+    /// Puts into memory what was read, and what was committed meanwhile.
+    fn fill(&self, row: RoomRow, state: Vec<Arc<Event>>, events: Vec<Arc<Event>>, receipts: Vec<Receipt>) {
+        let upto = row.last_position;
         let mut map = RoomState::default();
         for event in state {
             map.set(event);
@@ -714,7 +761,6 @@ impl LiveRoom {
         };
         drop(inner);
         self.merge(kept);
-        Ok(())
     }
 
     fn merge(&self, changes: Vec<Change>) {
@@ -800,6 +846,44 @@ impl LiveRoom {
     pub fn typing_users(&self) -> Vec<OwnedUserId> {
         self.typing.lock().keys().cloned().collect()
     }
+}
+
+/// [`LiveRoom::read_from`] for several rooms, whose `load` the caller holds.
+async fn read_many(db: &Db, rooms: &HashMap<OwnedRoomId, &LiveRoom>) -> Result<()> {
+    let room_ids: Vec<OwnedRoomId> = rooms.keys().cloned().collect();
+    let mut conn = db.read().await?;
+    let rows = store::rooms::rows(&mut conn, &room_ids).await?;
+    let mut states = by_room(store::rooms::current_states(&mut conn, &room_ids).await?, |e| &e.room_id);
+    // Asked for after the state: what changes in between is not in that state, and is found to have changed.
+    let changed = store::rooms::visibility_changed(&mut conn, &room_ids).await?;
+    let ends: Vec<_> = rows.iter().map(|row| (row.room_id.clone(), row.last_position)).collect();
+    let newest = store::events::newest_of(&mut conn, &ends, TIMELINE_EVENTS_MAX / 2).await?;
+    let mut events = by_room(newest, |e| &e.room_id);
+    let mut receipts = by_room(store::rooms::receipts_of(&mut conn, &room_ids).await?, |r| &r.room_id);
+    drop(conn);
+    for row in rows {
+        let Some(room) = rooms.get(&row.room_id) else { continue };
+        let room_id = row.room_id.clone();
+        let state = states.remove(&room_id).unwrap_or_default();
+        let only = state.iter().find(|e| e.kind == TimelineEventType::RoomHistoryVisibility);
+        if let Some(only) = only.filter(|_| !changed.contains(&room_id)) {
+            let hidden =
+                matches!(only.content_str("history_visibility").as_deref(), Some("joined" | "invited"));
+            *room.always_shared.lock() = Some((only.event_id.clone(), !hidden));
+        }
+        let mut events = events.remove(&room_id).unwrap_or_default();
+        events.sort_unstable_by_key(|event| event.position);
+        room.fill(row, state, events, receipts.remove(&room_id).unwrap_or_default());
+    }
+    Ok(())
+}
+
+fn by_room<T>(all: Vec<T>, room_of: impl Fn(&T) -> &OwnedRoomId) -> HashMap<OwnedRoomId, Vec<T>> {
+    let mut sorted: HashMap<OwnedRoomId, Vec<T>> = HashMap::new();
+    for one in all {
+        sorted.entry(room_of(&one).clone()).or_default().push(one);
+    }
+    sorted
 }
 
 /// Whether an event is "proper activity" (MSC4186, `bump_stamp`).

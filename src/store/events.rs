@@ -244,6 +244,37 @@ pub async fn newest(conn: &mut Conn, room_id: &RoomId, upto: i64, limit: usize) 
     Ok(found)
 }
 
+/// The newest events of several rooms, in each at or below an order and at most so many, in no order.
+pub async fn newest_of(
+    conn: &mut Conn,
+    rooms: &[(OwnedRoomId, i64)],
+    limit: usize,
+) -> Result<Vec<Arc<Event>>> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut rows: Vec<Row> = Vec::new();
+    super::on!(conn, c => {
+        // SQLite takes at most 500 parts of a UNION.
+        for chunk in rooms.chunks(50) {
+            let mut query = sqlx::QueryBuilder::new("");
+            for (i, (room_id, upto)) in chunk.iter().enumerate() {
+                query.push(if i == 0 { "" } else { " UNION ALL " });
+                query.push(
+                    "SELECT * FROM (SELECT position, event_id, room_id, pdu, redacted_by, device_id, txn_id FROM events \
+                     WHERE room_id = ",
+                );
+                query.push_bind(room_id.as_str());
+                query.push(" AND room_order <= ").push_bind(*upto);
+                query.push(" ORDER BY room_order DESC LIMIT ").push_bind(limit);
+                query.push(") AS part");
+            }
+            rows.extend(
+                query.build_query_as::<Row>().fetch_all(&mut *c).await.map_err(crate::error::Error::from)?,
+            );
+        }
+    });
+    events(rows)
+}
+
 /// Events of a room before an order, newest first.
 pub async fn before(conn: &mut Conn, room_id: &RoomId, order: i64, limit: usize) -> Result<Vec<Arc<Event>>> {
     events(all!(

@@ -1,6 +1,9 @@
 //! Rooms: their rows, current and past state, memberships, receipts.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 
@@ -71,7 +74,7 @@ pub async fn row(conn: &mut Conn, room_id: &RoomId) -> Result<Option<RoomRow>> {
     .transpose()
 }
 
-/// The rows of several rooms, in id order. The caller holds the lock on the positions row, so no other process
+/// The rows of several rooms, in no order. A caller that writes holds the lock on the positions row, so no other process
 /// writes to a room between this and its commit.
 pub async fn rows(conn: &mut Conn, room_ids: &[OwnedRoomId]) -> Result<Vec<RoomRow>> {
     if room_ids.is_empty() {
@@ -180,6 +183,34 @@ pub async fn current_state(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Arc<
     )?
     .into_iter()
     .map(state_event)
+    .collect()
+}
+
+/// The current state of several rooms, in no order.
+pub async fn current_states(conn: &mut Conn, room_ids: &[OwnedRoomId]) -> Result<Vec<Arc<Event>>> {
+    all_in!(
+        conn,
+        StateRow,
+        "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by FROM room_state s \
+         JOIN events e ON e.event_id = s.event_id WHERE s.to_order IS NULL AND s.room_id IN ",
+        room_ids
+    )
+    .into_iter()
+    .map(state_event)
+    .collect()
+}
+
+/// Those of several rooms whose history visibility was another one before.
+pub async fn visibility_changed(conn: &mut Conn, room_ids: &[OwnedRoomId]) -> Result<HashSet<OwnedRoomId>> {
+    all_in!(
+        conn,
+        (String,),
+        "SELECT room_id FROM room_state WHERE type = 'm.room.history_visibility' AND state_key = '' \
+         AND to_order IS NOT NULL AND room_id IN ",
+        room_ids
+    )
+    .into_iter()
+    .map(|(room_id,)| room_id.try_into().map_err(Into::into))
     .collect()
 }
 
@@ -397,6 +428,19 @@ pub async fn receipts(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Receipt>>
          WHERE room_id = $1",
         room_id.as_str()
     )?
+    .into_iter()
+    .map(receipt)
+    .collect()
+}
+
+/// The receipts of several rooms, in no order.
+pub async fn receipts_of(conn: &mut Conn, room_ids: &[OwnedRoomId]) -> Result<Vec<Receipt>> {
+    all_in!(
+        conn,
+        StoredReceipt,
+        "SELECT room_id, user_id, kind, thread, event_id, event_order, ts, position FROM receipts WHERE room_id IN ",
+        room_ids
+    )
     .into_iter()
     .map(receipt)
     .collect()

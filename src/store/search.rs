@@ -25,7 +25,11 @@ pub async fn remove(conn: &mut Conn, position: i64) -> Result<()> {
     Ok(())
 }
 
-/// Positions in a room, newest first, of events that have all the terms.
+/// Hits of a term counted, to know which is the rarest.
+const COUNTED_MAX: i64 = 1_000;
+
+/// Positions in a room, newest first, of events that have all the terms. The hits of the rarest term are gone through from
+/// the newest on, and the others looked up, until there are enough: words that stand everywhere do not cost all their hits.
 pub async fn find(
     conn: &mut Conn,
     room_id: &RoomId,
@@ -33,20 +37,42 @@ pub async fn find(
     before: i64,
     limit: i64,
 ) -> Result<Vec<i64>> {
+    let Some(rarest) = rarest(conn, room_id, terms, before).await? else { return Ok(Vec::new()) };
     let mut rows: Vec<(i64,)> = Vec::new();
     super::on!(conn, c => {
-        let mut query = sqlx::QueryBuilder::new("SELECT position FROM search_terms WHERE room_id = ");
-        query.push_bind(room_id.as_str());
-        query.push(" AND position < ").push_bind(before);
-        query.push(" AND term IN (");
-        let mut separated = query.separated(", ");
-        for term in terms {
-            separated.push_bind(term.as_str());
+        let mut query = sqlx::QueryBuilder::new("SELECT hit.position FROM search_terms hit WHERE hit.term = ");
+        query.push_bind(terms[rarest].as_str());
+        query.push(" AND hit.room_id = ").push_bind(room_id.as_str());
+        query.push(" AND hit.position < ").push_bind(before);
+        for (i, term) in terms.iter().enumerate() {
+            if i != rarest {
+                query.push(" AND EXISTS (SELECT 1 FROM search_terms o WHERE o.term = ").push_bind(term.as_str());
+                query.push(" AND o.room_id = hit.room_id AND o.position = hit.position)");
+            }
         }
-        query.push(") GROUP BY position HAVING COUNT(*) = ");
-        query.push_bind(i64::try_from(terms.len()).unwrap_or(i64::MAX));
-        query.push(" ORDER BY position DESC LIMIT ").push_bind(limit);
+        query.push(" ORDER BY hit.position DESC LIMIT ").push_bind(limit);
         rows.extend(query.build_query_as::<(i64,)>().fetch_all(c).await.map_err(Error::from)?);
     });
     Ok(rows.into_iter().map(|(position,)| position).collect())
+}
+
+/// Which of the terms has the fewest hits in a room, so far as they are counted; none where one of them has no hit.
+async fn rarest(conn: &mut Conn, room_id: &RoomId, terms: &[String], before: i64) -> Result<Option<usize>> {
+    if terms.len() < 2 {
+        return Ok((!terms.is_empty()).then_some(0));
+    }
+    let mut rows: Vec<(i64, i64)> = Vec::new();
+    super::on!(conn, c => {
+        let mut query = sqlx::QueryBuilder::new("");
+        for (i, term) in (0_i64..).zip(terms) {
+            query.push(if i == 0 { "SELECT " } else { " UNION ALL SELECT " }).push_bind(i);
+            query.push(", COUNT(*) FROM (SELECT 1 AS hit FROM search_terms WHERE term = ").push_bind(term.as_str());
+            query.push(" AND room_id = ").push_bind(room_id.as_str());
+            query.push(" AND position < ").push_bind(before);
+            query.push(" LIMIT ").push_bind(COUNTED_MAX).push(") AS counted");
+        }
+        rows.extend(query.build_query_as::<(i64, i64)>().fetch_all(c).await.map_err(Error::from)?);
+    });
+    let fewest = rows.into_iter().min_by_key(|(_, count)| *count);
+    Ok(fewest.filter(|(_, count)| *count > 0).and_then(|(i, _)| usize::try_from(i).ok()))
 }

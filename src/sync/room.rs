@@ -7,7 +7,7 @@ use std::{
 };
 
 use ruma::{
-    OwnedUserId, RoomId, UserId,
+    OwnedRoomId, OwnedUserId, RoomId, UserId,
     api::client::filter::{RoomEventFilter, RoomFilter},
     events::StateEventType,
 };
@@ -133,12 +133,14 @@ pub async fn timeline(
     Ok(Chunk { events, limited })
 }
 
-/// Writes a joined room's part; false where there is nothing to tell.
+/// Writes a joined room's part; false where there is nothing to tell. Where events are delivered, the caller is told up to
+/// which and records it before the answer goes out.
 pub async fn write_joined(
     server: &Arc<Server>,
     wanted: &Wanted<'_>,
     room_id: &RoomId,
     joined_at: i64,
+    delivered: &mut Vec<(OwnedRoomId, i64)>,
     out: &mut String,
 ) -> Result<bool> {
     let room = server.live.room(&server.db, room_id).await?;
@@ -203,9 +205,8 @@ pub async fn write_joined(
     {
         return Ok(false);
     }
-    if !chunk.events.is_empty() {
-        let newest = chunk.events.last().map_or(wanted.upto.position, |event| event.position);
-        crate::reading::delivered(server, wanted.who, room_id, newest).await?;
+    if let Some(newest) = chunk.events.last() {
+        delivered.push((room_id.to_owned(), newest.position));
     }
     let start = chunk.events.first().map_or(wanted.upto.position, |event| event.position - 1);
     let bundles = bundle::bundle(server, wanted.who, &room, &sight, &chunk.events).await?;

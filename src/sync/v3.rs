@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use ruma::{OwnedRoomId, RoomId, api::client::filter::FilterDefinition, events::StateEventType};
+use ruma::{
+    OwnedRoomId, RoomId,
+    api::client::filter::{FilterDefinition, RoomFilter},
+    events::StateEventType,
+};
 
 use super::{
     filter,
@@ -177,22 +181,27 @@ async fn answer(
         now: server.now(),
     };
     let ignored = ignored::by(server, &who.user_id).await?;
+    if since.position == 0 {
+        let joined = memberships.iter().filter(|(_, m)| m.membership == "join");
+        let joined = joined.map(|(id, _)| id).filter(|id| is_wanted(&definition.room, id)).cloned().collect();
+        server.live.prepare(&server.db, joined).await?;
+    }
+    let mut delivered = Vec::new();
     let mut join = String::new();
     let mut invite = String::new();
     let mut knock = String::new();
     let mut leave = String::new();
     for (room_id, membership) in &memberships {
-        if definition.room.not_rooms.contains(room_id)
-            || definition.room.rooms.as_ref().is_some_and(|rooms| !rooms.contains(room_id))
-            || membership.changed_at > upto.position
-        {
+        if !is_wanted(&definition.room, room_id) || membership.changed_at > upto.position {
             continue;
         }
         match membership.membership.as_str() {
             "join" => {
                 let begin = join.len();
                 let _ = write!(join, "{}\"{room_id}\":", if begin == 0 { "" } else { "," });
-                if !room::write_joined(server, &wanted, room_id, membership.changed_at, &mut join).await? {
+                let joined_at = membership.changed_at;
+                if !room::write_joined(server, &wanted, room_id, joined_at, &mut delivered, &mut join).await?
+                {
                     join.truncate(begin);
                 }
             }
@@ -220,6 +229,7 @@ async fn answer(
             _ => {}
         }
     }
+    crate::reading::delivered(server, who, &delivered).await?;
     let mut out = format!("{{\"next_batch\":\"{}\"", upto.to_text(&server.epoch));
     let rooms = [&join, &invite, &knock, &leave].iter().any(|part| !part.is_empty());
     if rooms {
@@ -263,6 +273,11 @@ async fn answer(
     let something =
         rooms || global.is_some() || !to_device.events.is_empty() || e2ee.is_news() || !present.is_empty();
     Ok((out, something))
+}
+
+/// Whether the filter lets a room through.
+fn is_wanted(filter: &RoomFilter, room_id: &OwnedRoomId) -> bool {
+    !filter.not_rooms.contains(room_id) && filter.rooms.as_ref().is_none_or(|rooms| rooms.contains(room_id))
 }
 
 /// Whether the filter lets somebody's presence through.

@@ -171,6 +171,7 @@ impl<'a> Answer<'a> {
         let direct_changed = account_data.get("").is_some_and(|l| l.iter().any(|(k, ..)| k == "m.direct"));
         let mut rooms = String::new();
         let (mut receipts, mut typing, mut data) = (Map::new(), Map::new(), Map::new());
+        let mut delivered = Vec::new();
         for (room_id, scope) in &scopes {
             let Some(membership) = memberships.get(room_id) else { continue };
             let before = self.point.rooms.get(room_id);
@@ -182,6 +183,7 @@ impl<'a> Answer<'a> {
                 let initial = matched.from(self.asked.since).1;
                 matched.dm = (initial && is_dm || !initial && direct_changed).then_some(is_dm);
                 let told = room::write_joined(self.server, &self.asked, &matched, &mut rooms).await?;
+                delivered.extend(told.events.last().map(|newest| (room_id.clone(), newest.position)));
                 let extensions = &self.body.extensions;
                 let covered = |switch: &request::Switch| {
                     switch.covers(room_id.as_str(), &scope.lists, scope.subscribed)
@@ -209,6 +211,7 @@ impl<'a> Answer<'a> {
             }
             self.remember(room_id, membership, scope);
         }
+        crate::reading::delivered(self.server, self.asked.who, &delivered).await?;
         self.out_of_sight(&memberships, &scopes, &account_data, &mut rooms).await?;
         if !rooms.is_empty() {
             self.something = true;
@@ -344,6 +347,11 @@ impl<'a> Answer<'a> {
         let mut scopes: BTreeMap<OwnedRoomId, Scope<'a>> = BTreeMap::new();
         let mut counts = Map::new();
         if !self.body.lists.is_empty() {
+            if self.asked.since.position == 0 {
+                let joined = memberships.iter().filter(|(_, m)| m.membership == "join");
+                let joined = joined.map(|(room_id, _)| room_id.clone()).collect();
+                self.server.live.prepare(&self.server.db, joined).await?;
+            }
             let mut order = Vec::with_capacity(memberships.len());
             for (room_id, membership) in memberships {
                 match membership.membership.as_str() {

@@ -87,7 +87,7 @@ impl Matched<'_> {
     }
 }
 
-/// Writes a room that the user is in.
+/// Writes a room that the user is in. The caller records what is delivered.
 pub async fn write_joined(
     server: &Arc<Server>,
     asked: &Asked<'_>,
@@ -121,9 +121,6 @@ pub async fn write_joined(
         history::complete(&mut server.db.read().await?, &chunk.events).await?;
     }
     let state = required_state(&view, room.config, old, &chunk, (from, upto), initial, user_id);
-    if let Some(newest) = chunk.events.last() {
-        crate::reading::delivered(server, asked.who, room.room_id, newest.position).await?;
-    }
     let write =
         |out: &mut String, event: &Arc<Event>| write_event(out, event, Some(asked.who), asked.now, false);
     let _ = write!(
