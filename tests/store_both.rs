@@ -394,6 +394,100 @@ async fn memory_after_a_restart_is_memory_before_it() {
 }
 
 #[tokio::test]
+async fn rooms_read_together_are_rooms_read_one_by_one() {
+    for place in places().await {
+        let (server, task) = Server::open(place.config.clone(), Clock::default()).await.unwrap();
+        let alice = account(&server, "alice").await;
+        let mut rooms = Vec::new();
+        // More than are read at once.
+        for i in 0..53 {
+            let room_id = room(&server, &alice, RoomVersionId::V12).await;
+            for n in 0..[0, 3, 100][i % 3] {
+                send(&server, message(&room_id, &alice, &format!("{n}"), None)).await.unwrap();
+            }
+            for visibility in &["joined", "shared"][..i % 2 * 2] {
+                let change = Sending {
+                    kind: "m.room.history_visibility".into(),
+                    state_key: Some(String::new()),
+                    content: heya::rooms::append::canonical(json!({"history_visibility": visibility}))
+                        .unwrap(),
+                    ..message(&room_id, &alice, "", None)
+                };
+                send(&server, change).await.unwrap();
+            }
+            rooms.push(room_id);
+        }
+        drop(server);
+        task.await.unwrap();
+        let mut seen = Vec::new();
+        for together in [false, true] {
+            let (server, task) = Server::open(place.config.clone(), Clock::default()).await.unwrap();
+            if together {
+                let mut wanted = rooms.clone();
+                wanted.push("!nothing:test.example".try_into().unwrap());
+                server.live.prepare(&server.db, wanted).await.unwrap();
+            }
+            let mut all = Vec::new();
+            for room_id in &rooms {
+                assert_eq!(server.live.room_in_memory(room_id).is_some(), together);
+                let (room, sight) = heya::rooms::history::sight(&server, &alice, room_id).await.unwrap();
+                let view = room.current().unwrap();
+                let mut state: Vec<_> = view.state.events().map(|e| e.event_id.clone()).collect();
+                state.sort();
+                let timeline = room.timeline.read();
+                let events: Vec<_> = timeline.events.iter().map(|e| e.event_id.clone()).collect();
+                all.push((format!("{:?} {sight:?}", view.row), state, events, timeline.complete_after));
+            }
+            seen.push(all);
+            drop(server);
+            task.await.unwrap();
+        }
+        assert_eq!(seen[0], seen[1]);
+    }
+}
+
+#[tokio::test]
+async fn search_finds_what_has_all_terms_newest_first() {
+    for place in places().await {
+        let (server, _task) = Server::open(place.config.clone(), Clock::default()).await.unwrap();
+        let here: OwnedRoomId = "!here:test.example".try_into().unwrap();
+        // 「毎」 stands in all, 「時」 in every second, 「稀」 in every seventh; nothing of it in another room.
+        let has = |term: &str, n: i64| match term {
+            "毎" => true,
+            "時" => n % 2 == 0,
+            "稀" => n % 7 == 0,
+            _ => false,
+        };
+        let mut rows = Vec::new();
+        for n in 1..=3_000 {
+            let terms = ["毎", "時", "稀"].into_iter().filter(|term| has(term, n));
+            rows.extend(terms.map(|term| (term.to_owned(), here.to_string(), n)));
+            rows.push(("無".to_owned(), "!there:test.example".to_owned(), n));
+        }
+        server
+            .commit(Hint::default(), move |batch| {
+                Box::pin(async move { store::search::insert(batch.sql().await?, &rows).await })
+            })
+            .await
+            .unwrap();
+        for terms in [&["毎"][..], &["稀"], &["毎", "時"], &["稀", "毎", "時"], &["毎", "無"], &["無"], &[]]
+        {
+            for (before, limit) in [(i64::MAX, 200), (1_501, 10), (8, 200)] {
+                let terms: Vec<String> = terms.iter().map(|term| (*term).to_owned()).collect();
+                let mut conn = server.db.read().await.unwrap();
+                let found = store::search::find(&mut conn, &here, &terms, before, limit).await.unwrap();
+                let expected: Vec<i64> = (1..=3_000)
+                    .rev()
+                    .filter(|n| *n < before && !terms.is_empty() && terms.iter().all(|term| has(term, *n)))
+                    .take(usize::try_from(limit).unwrap())
+                    .collect();
+                assert_eq!(found, expected, "{terms:?} before {before}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_closed_room_takes_nothing_from_anybody() {
     for place in places().await {
         let (server, _task) = Server::open(place.config.clone(), Clock::default()).await.unwrap();
