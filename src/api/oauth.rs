@@ -27,17 +27,15 @@ use crate::{
 /// Bytes of a form.
 const FORM_BYTES_MAX: usize = 16 * 1024;
 
-/// What the account page does (client-server API, "Account management URL actions"), and the names that it had before.
-pub const ACTIONS: [&str; 9] = [
+/// What the account page does (client-server API, "Account management URL actions"). It takes the names from before v1.18
+/// as well.
+const ACTIONS: [&str; 6] = [
     "org.matrix.profile",
     "org.matrix.devices_list",
     "org.matrix.device_view",
     "org.matrix.device_delete",
     "org.matrix.account_deactivate",
     "org.matrix.cross_signing_reset",
-    "org.matrix.sessions_list",
-    "org.matrix.session_view",
-    "org.matrix.session_end",
 ];
 
 /// Adds the routes.

@@ -185,6 +185,13 @@ pub async fn put(
                     .await?
                     .ok_or_else(|| not_found("There is no key backup."))?;
                 if backup.version.to_string() != version {
+                    let known = match version.parse() {
+                        Ok(number) => store::key_backups::version(batch.reading(), &user_id, number).await?,
+                        Err(_) => None,
+                    };
+                    if known.is_none() {
+                        return Err(not_found("There is no key backup of this version."));
+                    }
                     return Err(refuse(Code::WrongRoomKeysVersion, "Another key backup is the current one.")
                         .with("current_version", backup.version.to_string()));
                 }

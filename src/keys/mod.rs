@@ -36,7 +36,7 @@ pub fn check_allowed(server: &Server) -> Result<()> {
 /// Whether somebody may have another's keys, and write to the other's devices: they share a room, or the other is invited
 /// where the one is (who writes there encrypts for the invited, too).
 pub fn may_reach(server: &Server, user_id: &UserId, other: &UserId) -> bool {
-    server.config.policy.open_profile || server.live.reaches(user_id, other)
+    server.live.reaches(user_id, other)
 }
 
 /// Says, in a unit, that a user's devices, their keys or the cross-signing keys changed. Whoever shares a room hears of it:

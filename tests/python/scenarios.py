@@ -409,7 +409,7 @@ def _(w: World):
     yield Call(query={"username": "bridge_x"}, anonymous=True, status=400, errcode="M_EXCLUSIVE")
 
 
-@scenario("registrationTokenValidity")
+@scenario("registrationTokenValidity", open="who registers there needs no token: test_oauth.py asks where one does")
 def _(w: World):
     answer = yield Call(query={"token": "unknown"}, anonymous=True)
     assert answer.json == {"valid": False}
@@ -671,7 +671,7 @@ def _(w: World):
 def _(w: World):
     version = w.backup_version()
     yield Call({"version": version})
-    yield Call({"version": version}, status=404, errcode="M_NOT_FOUND")
+    yield Call({"version": "999999"}, status=404, errcode="M_NOT_FOUND")
 
 
 def _backup_scenarios() -> None:
@@ -1253,13 +1253,14 @@ def _(w: World):
 @scenario("reportRoom")
 def _(w: World):
     yield Call({"roomId": w.room}, {"reason": "確認してください"})
-    yield Call({"roomId": "!none:example.jp"}, {"reason": "x"}, status=404, errcode="M_NOT_FOUND")
+    # The same answer whether it exists (v1.18).
+    yield Call({"roomId": "!none:example.jp"}, {"reason": "x"})
 
 
 @scenario("reportEvent")
 def _(w: World):
     yield Call({"roomId": w.room, "eventId": w.event}, {"reason": "誤り"}, client=w.other.client)
-    yield Call({"roomId": w.room, "eventId": "$none"}, {}, client=w.other.client, status=404, errcode="M_NOT_FOUND")
+    yield Call({"roomId": w.room, "eventId": "$none"}, {}, client=w.other.client)
 
 
 @scenario("search")

@@ -571,6 +571,9 @@ def test_deep_and_large_json(trio, where):
 
 def test_to_device_messages_name_their_true_sender(people):
     alice, bob = people[0], people[1]
+    # Messages reach those with whom one shares a room.
+    room = people[2].client.ok("POST", f"{C}/createRoom", {"invite": [bob.user_id]})["room_id"]
+    bob.client.ok("POST", f"{C}/join/{room}", {})
     since = bob.client.sync()["next_batch"]
     for target in ("*", bob.device_id):
         body = {"sender": alice.user_id, "messages": {bob.user_id: {target: {"sender": "@forged:x", "type": "m.forged", "body": target}}}}

@@ -14,7 +14,7 @@ use ruma::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, invalid},
     http::{
         caller::Requester,
         route::{Answer, Routes},
@@ -255,6 +255,9 @@ async fn indirect(
 async fn list_threads(server: Arc<Server>, who: Requester, request: threads::Request) -> Result<Answer> {
     let room_id = &*request.room_id;
     let (room, sight) = history::sight(&server, &who.user_id, room_id).await?;
+    if !matches!(request.include, IncludeThreads::All | IncludeThreads::Participated) {
+        return Err(invalid("include is \"all\" or \"participated\"."));
+    }
     let ignored = ignored::by(&server, &who.user_id).await?;
     let from = request.from.as_deref().map(|from| parse_room_token(from, &server.epoch)).transpose()?;
     let limit = request
