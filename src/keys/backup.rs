@@ -71,9 +71,12 @@ fn number(version: &str) -> Result<i64> {
         .ok_or_else(|| not_found("There is no such key backup."))
 }
 
+/// The one algorithm of key backups (client-server API, "Server-side key backups").
+const ALGORITHM: &str = "m.megolm_backup.v1.curve25519-aes-sha2";
+
 fn check_auth_data(described: &Described) -> Result<String> {
-    if described.algorithm.is_empty() || described.algorithm.len() > 255 {
-        return Err(invalid("The algorithm's name has 1 to 255 characters."));
+    if described.algorithm != ALGORITHM {
+        return Err(invalid("This algorithm of key backups is not known."));
     }
     let text = serde_json::to_string(&described.auth_data)?;
     if text.len() > AUTH_DATA_BYTES_MAX {

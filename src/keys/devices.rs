@@ -428,7 +428,8 @@ mod tests {
         ] {
             assert!(key(("a:b".to_owned(), bad.clone())).is_err(), "{bad}");
         }
-        assert!(key(("a:b".to_owned(), json!({"key": "x", "fallback": true}))).is_ok());
+        assert!(key(("a:b".to_owned(), json!({"key": "x", "fallback": true, "signatures": {}}))).is_ok());
+        assert!(key(("a:b".to_owned(), json!({"key": "x"}))).is_err(), "a signed key has its signatures");
         let two: Map<String, Value> =
             [("a:1".to_owned(), json!("x")), ("a:2".to_owned(), json!("x"))].into_iter().collect();
         assert!(Upload::check(&user(), "D", None, Map::new(), two).is_err());

@@ -32,8 +32,8 @@ pytestmark = pytest.mark.skipif(not spec.DATA.is_dir(), reason=spec.WHY_NOT)
 
 PROFILES = ("city", "open")
 SEED = os.environ.get("HEYA_CONTRACT_SEED", "1")
-CASES = int(os.environ.get("HEYA_CONTRACT_CASES", "30"))
-SECONDS = float(os.environ.get("HEYA_CONTRACT_SECONDS", "20"))
+CASES = int(os.environ.get("HEYA_CONTRACT_CASES", "16"))
+SECONDS = float(os.environ.get("HEYA_CONTRACT_SECONDS", "60"))
 
 # Codes that clients know though the specification's text and data do not name them.
 FURTHER_CODES = {"M_WEAK_PASSWORD": "MSC2000; Element has words for it", "M_UNKNOWN_POS": "MSC4186"}

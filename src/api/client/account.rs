@@ -53,6 +53,11 @@ pub fn routes(routes: Routes) -> Routes {
         })
         .at(Method::POST, "/_matrix/client/v3/account/3pid/unbind", |server, call| async move {
             caller::requester(&server, &call.parts).await?;
+            let (_, asked) = call.json::<Unbind>(&server).await?;
+            if !["email", "msisdn"].contains(&asked.medium.as_str()) {
+                return Err(invalid("medium is \"email\" or \"msisdn\"."));
+            }
+            // Nothing is ever bound: there is no identity server to ask.
             Ok(json!({"id_server_unbind_result": "no-support"}).into())
         })
         .raw::<deactivate::v3::Request, Requester, _, _>(deactivated)
@@ -99,6 +104,16 @@ pub fn routes(routes: Routes) -> Routes {
                 .await?;
             Ok(json!({"id_server_unbind_result": "no-support"}).into())
         })
+}
+
+/// What `POST /account/3pid/unbind` takes.
+#[derive(serde::Deserialize)]
+struct Unbind {
+    medium: String,
+    #[serde(rename = "address")]
+    _address: String,
+    #[serde(default, rename = "id_server")]
+    _id_server: Option<String>,
 }
 
 async fn change_password(

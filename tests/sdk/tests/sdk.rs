@@ -1,5 +1,5 @@
 //! Two people of a city with matrix-rust-sdk, each with the client certificate of their terminal: log in, sync, write,
-//! read, receipts, typing, redaction; and in a city that allows encryption: verify each other, talk encrypted, and get
+//! read, receipts, typing, redaction; by sliding sync; and in a city that allows encryption: verify each other, talk encrypted, and get
 //! old messages back on a new device.
 //!
 //! `HEYA_CITY` and `HEYA_CITY_ENCRYPTED` name the JSON file of a running city (`python -m harness up`, see `tests/run`);
@@ -10,8 +10,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::StreamExt as _;
 use matrix_sdk::{
-    Client, SessionMeta,
+    Client, SessionMeta, SlidingSyncList, SlidingSyncMode,
     config::SyncSettings,
     deserialized_responses::{EncryptionInfo, VerificationLevel, VerificationState},
     encryption::{
@@ -22,10 +23,12 @@ use matrix_sdk::{
         OwnedRoomId,
         api::client::receipt::create_receipt::v3::ReceiptType,
         events::{
+            StateEventType,
             receipt::ReceiptThread,
             room::message::{OriginalSyncRoomMessageEvent, RoomMessageEventContent},
         },
     },
+    sliding_sync::Version,
 };
 use tokio::sync::mpsc;
 
@@ -94,6 +97,75 @@ impl City {
             .unwrap();
         client
     }
+}
+
+/// Simplified sliding sync (MSC4186), as Element X uses it: found by itself, a growing list, then live.
+#[tokio::test(flavor = "multi_thread")]
+async fn sliding_sync_brings_rooms_and_messages() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let Some(city) = city("HEYA_CITY") else { return };
+    let alice = city.client(&city.people[0]).await;
+    let bob = city.client(&city.people[1]).await;
+    let offered = bob.available_sliding_sync_versions().await;
+    assert!(offered.iter().any(|version| matches!(version, Version::Native)), "{offered:?}");
+    let (heard, mut hearing) = mpsc::unbounded_channel();
+    bob.add_event_handler(move |event: OriginalSyncRoomMessageEvent| {
+        let heard = heard.clone();
+        async move {
+            let _ = heard.send(event);
+        }
+    });
+    alice.sync_once(SyncSettings::default()).await.unwrap();
+    let list = SlidingSyncList::builder("all")
+        .sync_mode(SlidingSyncMode::new_growing(5))
+        .timeline_limit(5)
+        .required_state(vec![
+            (StateEventType::RoomName, String::new()),
+            (StateEventType::RoomMember, "$LAZY".to_owned()),
+        ]);
+    let sync = bob
+        .sliding_sync("rooms")
+        .unwrap()
+        .version(Version::Native)
+        .add_list(list)
+        .with_all_extensions()
+        .build()
+        .await
+        .unwrap();
+    let mut answers = std::pin::pin!(sync.sync());
+    let within = Duration::from_secs(20);
+    let room_id: OwnedRoomId = loop {
+        let answer = tokio::time::timeout(within, answers.next()).await.expect("no answer").expect("no end");
+        answer.unwrap();
+        let both = |room: &matrix_sdk::Room| bob.get_room(room.room_id()).is_some();
+        if let Some(room) = alice.joined_rooms().into_iter().find(both) {
+            break room.room_id().to_owned();
+        }
+    };
+    let theirs = bob.get_room(&room_id).unwrap();
+    assert_eq!(theirs.name(), alice.get_room(&room_id).unwrap().name());
+    let sent = alice.get_room(&room_id).unwrap();
+    let sent = sent.send(RoomMessageEventContent::text_plain("朝の体温は三十七度二分です")).await.unwrap();
+    let event_id = sent.response.event_id;
+    let listening = async {
+        loop {
+            tokio::select! {
+                answer = answers.next() => {
+                    answer.expect("no end").unwrap();
+                }
+                Some(event) = hearing.recv() => {
+                    if event.event_id == event_id {
+                        return event;
+                    }
+                }
+            }
+        }
+    };
+    let got = tokio::time::timeout(within, listening).await.expect("not heard");
+    assert_eq!(got.content.body(), "朝の体温は三十七度二分です");
+    assert_eq!(got.sender, alice.user_id().unwrap());
+    bob.logout().await.unwrap();
+    alice.logout().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -59,6 +59,13 @@ fn limit(call: &Call) -> Result<usize> {
 async fn all_rooms(server: Arc<Server>, call: Call) -> Result<Answer> {
     let who = caller::requester(&server, &call.parts).await?;
     let limit = limit(&call)?;
+    // Rooms that one has left are not told, asked for or not.
+    if call
+        .query("archived")
+        .is_some_and(|archived| !archived.is_empty() && archived.parse::<bool>().is_err())
+    {
+        return Err(invalid("archived is true or false."));
+    }
     let upto = SyncToken { position: server.live.position(), volatile: server.live.volatile(), typed: false };
     let ignored = ignored::by(&server, &who.user_id).await?;
     let memberships: Vec<(OwnedRoomId, String)> = {
