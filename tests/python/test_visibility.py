@@ -603,15 +603,7 @@ def nothing():
 
 
 # Defects that are known: which endpoint, where, and why. One that is mended fails until it is taken from here.
-KNOWN: list[tuple[str, Callable[[World], bool], str]] = [
-    ("media", lambda world: world.standing() == "former" and bool(world.media.keys() & world.must()),
-     "photos of posts that a former member may read are refused to them"),
-    ("media", lambda world: world.standing() == "member" and bool(world.media.keys() - world.may()),
-     "photos of posts that a member may not see are handed out"),
-    ("context state state_of_one_key members members_at_the_end sync_from_nothing sync_from_before",
-     lambda world: world.setting == "invited" and world.story in ("refused", "withdrawn", "banned from an invitation"),
-     "who was invited where invited people see what is written, and never joined, is given the room's state"),
-]
+KNOWN: list[tuple[str, Callable[[World], bool], str]] = []
 
 
 def run(world: World) -> None:
