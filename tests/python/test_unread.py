@@ -1,7 +1,7 @@
 """Unread counts against a recomputation: random deeds of several people on several devices, and after each few of them the
 counts that every device was told by sync equal what follows from /messages, the push rules and the receipts alone.
 
-`HEYA_SEED=… pytest test_unread.py` plays a run again; a failure prints its seed and the last deeds. `HEYA_STEPS` sets how
+`HEYA_SEED=… pytest test_unread.py` plays another run, or one again; a failure prints its seed and the last deeds. `HEYA_STEPS` sets how
 many deeds there are."""
 
 from __future__ import annotations
@@ -367,7 +367,7 @@ class Play:
 
 def seeds() -> list[int]:
     given = os.environ.get("HEYA_SEED")
-    return [int(given)] if given else [1, secrets.randbelow(1 << 31)]
+    return [int(given)] if given else [1, 2]
 
 
 @pytest.mark.timeout(600)
