@@ -1,6 +1,8 @@
 //! Which media an event shows, and who may read a medium (DESIGN 12): whoever sees an event of a room that shows it,
 //! and its uploader while none does. An mxc URI alone opens nothing.
 
+use std::collections::BTreeMap;
+
 use ruma::{EventId, OwnedRoomId, RoomId, ServerName, UserId};
 use serde_json::Value;
 
@@ -14,6 +16,8 @@ use crate::{
 
 /// Media that one event can show. An event is at most 64 KiB, so this only bounds the lookups of a hostile one.
 const MEDIA_PER_EVENT_MAX: usize = 100;
+/// Events of one room that are looked up for one medium.
+const EVENTS_TRIED_MAX: usize = 100;
 /// The longest media id looked up; ours have 24 characters.
 const MEDIA_ID_BYTES_MAX: usize = 255;
 
@@ -45,8 +49,12 @@ pub async fn seen(server: &Server, user: &UserId, medium: &Medium) -> Result<Opt
     if pictures.contains(&uploader) && shares(uploader) {
         return Ok(Some(Seen::Avatar));
     }
+    let mut rooms: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (room_id, event_id) in links.iter().filter(|(room_id, _)| !room_id.is_empty()) {
-        if let Some(room_id) = shown_to(server, user, room_id, event_id).await? {
+        rooms.entry(room_id).or_default().push(event_id);
+    }
+    for (room_id, events) in rooms {
+        if let Some(room_id) = shown_to(server, user, room_id, &events).await? {
             return Ok(Some(Seen::Room(room_id)));
         }
     }
@@ -66,12 +74,12 @@ pub async fn seen(server: &Server, user: &UserId, medium: &Medium) -> Result<Opt
     Ok(None)
 }
 
-/// The room of an event that the user may see.
+/// The room, where the user may see one of these events of it. Of many only so many are looked up.
 async fn shown_to(
     server: &Server,
     user: &UserId,
     room_id: &str,
-    event_id: &str,
+    events: &[&str],
 ) -> Result<Option<OwnedRoomId>> {
     let Ok(room_id) = <&RoomId>::try_from(room_id) else { return Ok(None) };
     let sight = match history::sight(server, user, room_id).await {
@@ -82,9 +90,14 @@ async fn shown_to(
     if sight.is_whole() {
         return Ok(Some(room_id.to_owned()));
     }
-    let Ok(event_id) = <&EventId>::try_from(event_id) else { return Ok(None) };
-    let place = store::rooms::place_of(&mut server.db.read().await?, event_id).await?;
-    Ok(place.filter(|(of, order)| of == room_id && sight.sees(*order)).map(|(of, _)| of))
+    let mut conn = server.db.read().await?;
+    for event_id in events.iter().filter_map(|id| <&EventId>::try_from(*id).ok()).take(EVENTS_TRIED_MAX) {
+        let place = store::rooms::place_of(&mut conn, event_id).await?;
+        if place.is_some_and(|(of, order)| of == room_id && sight.sees(order)) {
+            return Ok(Some(room_id.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether `user` may read `medium`.

@@ -64,6 +64,17 @@ pub async fn account_data_with_position(
     )
 }
 
+/// Account data of one type, of all rooms that have it: (room, content).
+pub async fn of_kind(conn: &mut Conn, user_id: &str, kind: &str) -> Result<Vec<(String, String)>> {
+    all!(
+        conn,
+        (String, String),
+        "SELECT room_id, content FROM account_data WHERE user_id = $1 AND type = $2",
+        user_id,
+        kind
+    )
+}
+
 /// One piece of account data.
 pub async fn account_data(
     conn: &mut Conn,

@@ -380,6 +380,7 @@ def test_limits(server):
     bad = [{"lists": many}, {"lists": {"x" * 300: window()}}, {"conn_id": "x" * 300}, {"txn_id": "x" * 300},
            {"lists": {"l": window(state=[["t", "k"]] * 201)}}, {"lists": {"l": {"ranges": [[0, 1]] * 201}}},
            {"lists": {"l": {"ranges": [[5, 1]]}}},
+           {"lists": {f"l{n}": window(state=[["x" * 250, "k"]] * 100) for n in range(2)}},
            {"room_subscriptions": {f"!r{n}:x": {"timeline_limit": 1, "required_state": []} for n in range(501)}}]
     for body in bad:
         assert ask(me.client, **body).told == (400, "M_INVALID_PARAM"), str(body)[:80]

@@ -47,8 +47,8 @@ pub struct Point {
     pub upto: SyncToken,
     /// The rooms that were told.
     pub rooms: Arc<HashMap<OwnedRoomId, Sent>>,
-    /// What was asked for (lists, ranges, subscriptions), as text: a new question is answered at once.
-    pub asked: Arc<str>,
+    /// A hash of what was asked for (lists, ranges, subscriptions): a new question is answered at once.
+    pub asked: u64,
 }
 
 /// What was told of one room.

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write as _,
+    hash::{Hash as _, Hasher as _},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -33,9 +34,21 @@ mod room;
 /// A room that rules match.
 #[derive(Default)]
 struct Scope<'a> {
-    config: RoomConfig,
+    /// Shared by the rooms that the same rule matches alone.
+    config: Arc<RoomConfig>,
     lists: BTreeSet<&'a str>,
     subscribed: bool,
+}
+
+impl Scope<'_> {
+    /// Takes up a rule: the first as it is, of further ones what goes beyond.
+    fn join(&mut self, config: &Arc<RoomConfig>) {
+        if self.lists.is_empty() && !self.subscribed {
+            self.config = Arc::clone(config);
+        } else if self.config != *config {
+            Arc::make_mut(&mut self.config).join(config);
+        }
+    }
 }
 
 /// Account data by room, "" for the global ones: (type, content, position).
@@ -65,7 +78,7 @@ pub async fn sync(
     };
     let first = point.is_none();
     let point = point.unwrap_or_default();
-    let asked: Arc<str> = asked(body).into();
+    let asked = asked(body);
     let new_question = point.asked != asked;
     let to_device = to_device_since(server, who, body).await?;
     let user = server.live.user(&who.user_id);
@@ -99,8 +112,10 @@ pub async fn sync(
 }
 
 /// What a request asks for, beside what only says how far the client is.
-fn asked(body: &Body) -> String {
-    format!("{:?} {:?}", body.lists, body.room_subscriptions)
+fn asked(body: &Body) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    format!("{:?} {:?}", body.lists, body.room_subscriptions).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// From where on messages to the device are wanted; what came before has arrived.
@@ -126,9 +141,12 @@ struct Answer<'a> {
     asked: Asked<'a>,
     to_device: Option<i64>,
     rooms_after: Arc<HashMap<OwnedRoomId, Sent>>,
+    tags: HashMap<String, BTreeSet<String>>,
     out: String,
     something: bool,
 }
+
+static NO_TAGS: BTreeSet<String> = BTreeSet::new();
 
 impl<'a> Answer<'a> {
     fn new(
@@ -146,6 +164,7 @@ impl<'a> Answer<'a> {
             asked: Asked { who, since: point.upto, upto, now: server.now() },
             to_device,
             rooms_after: Arc::clone(&point.rooms),
+            tags: HashMap::new(),
             out: String::from("{"),
             something: false,
         }
@@ -164,6 +183,7 @@ impl<'a> Answer<'a> {
             .collect();
         let account_data = self.account_data(user).await?;
         let direct = direct(self.server, self.asked.who, user).await?;
+        self.read_tags().await?;
         let (scopes, counts) = self.scopes(&memberships, &direct).await?;
         self.out.push_str("\"lists\":");
         self.out.push_str(&Value::Object(counts).to_string());
@@ -235,13 +255,13 @@ impl<'a> Answer<'a> {
         let same = before.is_some_and(|sent| {
             sent.reach == Reach::Live
                 && sent.membership == membership.membership
-                && *sent.config == scope.config
+                && sent.config == scope.config
         });
         if !same {
             let sent = Sent {
                 reach: Reach::Live,
                 membership: membership.membership.clone(),
-                config: Arc::new(scope.config.clone()),
+                config: Arc::clone(&scope.config),
             };
             Arc::make_mut(&mut self.rooms_after).insert(room_id.clone(), sent);
         }
@@ -366,7 +386,7 @@ impl<'a> Answer<'a> {
             // The newest activity first.
             order.sort_unstable_by(|a, b| (b.0, b.1).cmp(&(a.0, a.1)));
             for (name, list) in &self.body.lists {
-                let config = request::config(list.timeline_limit, &list.required_state);
+                let config = Arc::new(request::config(list.timeline_limit, &list.required_state));
                 let mut index = 0;
                 for (_, room_id, membership) in &order {
                     if let Some(filters) = &list.filters
@@ -376,7 +396,7 @@ impl<'a> Answer<'a> {
                     }
                     if list.has(index) {
                         let scope = scopes.entry((*room_id).clone()).or_default();
-                        scope.config.join(&config);
+                        scope.join(&config);
                         scope.lists.insert(name.as_str());
                     }
                     index += 1;
@@ -390,7 +410,7 @@ impl<'a> Answer<'a> {
                 .is_some_and(|m| matches!(m.membership.as_str(), "join" | "invite" | "knock"));
             if inside {
                 let scope = scopes.entry(room_id.clone()).or_default();
-                scope.config.join(&request::config(wants.timeline_limit, &wants.required_state));
+                scope.join(&Arc::new(request::config(wants.timeline_limit, &wants.required_state)));
                 scope.subscribed = true;
             }
         }
@@ -435,7 +455,7 @@ impl<'a> Answer<'a> {
             }
         }
         if filters.tags.is_some() || filters.not_tags.is_some() {
-            let tags = self.tags(room_id).await?;
+            let tags = self.tags.get(room_id.as_str()).unwrap_or(&NO_TAGS);
             let any = |wanted: &Vec<String>| wanted.iter().any(|tag| tags.contains(tag));
             if filters.tags.as_ref().is_some_and(|wanted| !any(wanted))
                 || filters.not_tags.as_ref().is_some_and(any)
@@ -446,12 +466,21 @@ impl<'a> Answer<'a> {
         Ok(true)
     }
 
-    async fn tags(&self, room_id: &OwnedRoomId) -> Result<BTreeSet<String>> {
+    /// The tags of the user's rooms, where a filter asks for them.
+    async fn read_tags(&mut self) -> Result<()> {
+        let asks = |filters: &Filters| filters.tags.is_some() || filters.not_tags.is_some();
+        if !self.body.lists.values().filter_map(|list| list.filters.as_ref()).any(asks) {
+            return Ok(());
+        }
         let mut conn = self.server.db.read().await?;
         let user_id = self.asked.who.user_id.as_str();
-        let text = store::personal::account_data(&mut conn, user_id, room_id.as_str(), "m.tag").await?;
-        let content: Value = text.as_deref().map_or(Ok(Value::Null), serde_json::from_str)?;
-        Ok(content["tags"].as_object().into_iter().flatten().map(|(tag, _)| tag.clone()).collect())
+        for (room_id, text) in store::personal::of_kind(&mut conn, user_id, "m.tag").await? {
+            let content: Value = serde_json::from_str(&text)?;
+            let tags =
+                content["tags"].as_object().into_iter().flatten().map(|(tag, _)| tag.clone()).collect();
+            self.tags.insert(room_id, tags);
+        }
+        Ok(())
     }
 
     async fn receipts(&self, room_id: &OwnedRoomId, told: &Told, out: &mut Map<String, Value>) -> Result<()> {

@@ -16,6 +16,8 @@ const ENTRIES_MAX: usize = 200;
 const SUBSCRIPTIONS_MAX: usize = 500;
 /// Events in a timeline at most.
 const TIMELINE_MAX: usize = 100;
+/// Bytes of all `required_state` of one request: what a connection was told with is remembered for each room.
+const STATE_BYTES_MAX: usize = 32 * 1024;
 /// The longest name of a list or connection, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
@@ -171,10 +173,15 @@ impl Body {
             }
         }
         let wants = self.lists.values().map(|list| &list.required_state);
+        let mut bytes = 0;
         for state in wants.chain(self.room_subscriptions.values().map(|wants| &wants.required_state)) {
             if state.len() > ENTRIES_MAX || state.iter().any(|(k, s)| k.len().max(s.len()) > NAME_BYTES_MAX) {
                 return Err(invalid("required_state has at most 200 entries of 255 bytes."));
             }
+            bytes += state.iter().map(|(k, s)| k.len() + s.len()).sum::<usize>();
+        }
+        if bytes > STATE_BYTES_MAX {
+            return Err(invalid("All required_state together has at most 32 KiB."));
         }
         Ok(())
     }
