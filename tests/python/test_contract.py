@@ -40,7 +40,6 @@ FURTHER_CODES = {"M_WEAK_PASSWORD": "MSC2000; Element has words for it", "M_UNKN
 # What fails, and why; a fix must take its line out. (profile or "both", operation)
 KNOWN: dict[tuple[str, str], str] = {
     ("both", "getTurnServer"): "an empty object where there is no TURN server",
-    ("open", "updateAppserviceRoomDirectoryVisibility"): "the network's own bridge is refused as if it were not in the room",
 }
 # Members of bodies and parameters of queries that the server does not read, and so does not check.
 UNREAD: dict[str, tuple[str, ...]] = {

@@ -4,11 +4,12 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use http::Method;
-use ruma::{OwnedRoomId, RoomAliasId, RoomId, events::StateEventType};
+use ruma::{OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, events::StateEventType};
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
+    appservices::Appservice,
     error::{Code, Result, forbidden, invalid, not_found, refuse},
     http::{
         caller::{self, Requester},
@@ -172,11 +173,7 @@ async fn list_room(server: Arc<Server>, call: Call) -> Result<Answer> {
         return Err(not_found("No such room."));
     }
     let (_, body) = call.json::<Visibility>(&server).await?;
-    let public = match body.visibility.as_deref() {
-        None | Some("public") => true,
-        Some("private") => false,
-        _ => return Err(invalid("visibility is \"public\" or \"private\".")),
-    };
+    let public = is_public(body.visibility.as_deref().unwrap_or("public"))?;
     let entry =
         crate::audit::Entry { room_id: room_id.to_string(), ..who.entry(server.now(), "room.directory") };
     server
@@ -197,6 +194,14 @@ async fn list_room(server: Arc<Server>, call: Call) -> Result<Answer> {
         .map(Into::into)
 }
 
+fn is_public(visibility: &str) -> Result<bool> {
+    match visibility {
+        "public" => Ok(true),
+        "private" => Ok(false),
+        _ => Err(invalid("visibility is \"public\" or \"private\".")),
+    }
+}
+
 /// Puts a room into the list of an appservice's network, or takes it out (application service API, "Published room
 /// directory"). The network is one of those that the appservice speaks for.
 async fn list_in_network(server: Arc<Server>, call: Call) -> Result<Answer> {
@@ -205,23 +210,30 @@ async fn list_in_network(server: Arc<Server>, call: Call) -> Result<Answer> {
         return Err(no_directory());
     }
     let (network, room_id) = (call.arg(0).to_owned(), OwnedRoomId::try_from(call.arg(1)));
-    let speaks = who.appservice.as_deref().is_some_and(|id| {
-        server
-            .appservices
-            .all()
-            .iter()
-            .any(|one| one.id == id && one.registration.protocols.iter().flatten().any(|p| *p == network))
+    let speaks = who.appservice.as_deref().and_then(|id| {
+        let of_network = |one: &&Arc<Appservice>| {
+            one.id == id && one.registration.protocols.iter().flatten().any(|p| *p == network)
+        };
+        server.appservices.all().iter().find(of_network)
     });
     let room_id = room_id.map_err(|_| not_found("No such room."))?;
-    if !speaks || !server.live.is_joined(&who.user_id, &room_id) {
+    // Present by any of its users: an appservice calls as its own sender, who need not be in every room.
+    let inside = match speaks {
+        Some(appservice) => {
+            let of_appservice = |id: &OwnedUserId| appservice.is_interested_in_user(id.as_str());
+            match server.live.room(&server.db, &room_id).await {
+                Ok(room) => room.current()?.state.members("join").any(|(id, _)| of_appservice(&id)),
+                Err(error) if error.code() == Some(Code::NotFound) => false,
+                Err(error) => return Err(error),
+            }
+        }
+        None => false,
+    };
+    if !inside {
         return Err(forbidden("This list belongs to an appservice of the network that is in the room."));
     }
     let (_, body) = call.json::<Visibility>(&server).await?;
-    let public = match body.visibility.as_deref() {
-        Some("public") => true,
-        Some("private") => false,
-        _ => return Err(invalid("visibility is \"public\" or \"private\".")),
-    };
+    let public = is_public(body.visibility.as_deref().unwrap_or_default())?;
     let entry =
         crate::audit::Entry { room_id: room_id.to_string(), ..who.entry(server.now(), "room.directory") };
     server
