@@ -792,7 +792,7 @@ class Purged:
         self.other = server.room(a, c, name="ほかの部屋")
         self.other_event = c.client.say(self.other, "ほかの部屋の発熱")
         self.words = [self.name, f"本文{secrets.token_hex(6)}", RARE, f"取消{secrets.token_hex(6)}", f"反応{secrets.token_hex(4)}",
-                      f"題名{secrets.token_hex(6)}", f"目印{secrets.token_hex(6)}"]
+                      f"題名{secrets.token_hex(6)}", f"目印{secrets.token_hex(6)}", f"通報{secrets.token_hex(6)}"]
         self.mxc, self.content = picture(a, self.room, body=f"{self.words[1]}の写真", filename=f"{self.name}.png")
         b.client.get(media_path(self.mxc).replace("/download/", "/thumbnail/") + "?width=32&height=32")
         self.shared, self.shared_content = picture(a, self.room)
@@ -813,6 +813,7 @@ class Purged:
         a.client.ok("POST", f"{R}{quote(self.room)}/read_markers", {"m.fully_read": self.event})
         a.client.ok("PUT", f"/_matrix/client/v3/user/{quote(a.user_id)}/rooms/{quote(self.room)}/account_data/jp.example.note",
                     {"note": self.words[6]})
+        b.client.ok("POST", f"{R}{quote(self.room)}/report/{quote(self.event)}", {"reason": self.words[7]})
         self.since = {p.user_id: p.client.sync()["next_batch"] for p in (a, b)}
         assert search(b, RARE) == [self.event]
         server.close_room(self.room)
