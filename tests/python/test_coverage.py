@@ -112,11 +112,11 @@ NOT_COUNTED = {"test_coverage.py", "test_contract.py", "test_routes.py", "scenar
 
 @functools.cache
 def sources() -> dict[str, list[str]]:
-    """The lines of every file with tests."""
+    """The lines of every file with tests, without what is made of them or fetched for them."""
     found: dict[str, list[str]] = {}
     for base, kinds in (("python", ("py",)), ("browser", ("mjs", "js", "ts")), ("sdk", ("rs",))):
         for folder, folders, files in os.walk(ROOT / "tests" / base):
-            folders[:] = sorted(set(folders) - {"node_modules", ".venv", "target", "__pycache__"})
+            folders[:] = sorted(set(folders) - {"node_modules", ".venv", "target", "__pycache__", "build"})
             for name in sorted(files):
                 path = pathlib.Path(folder) / name
                 if path.suffix[1:] in kinds and name not in NOT_COUNTED:
