@@ -25,6 +25,8 @@ pub struct Config {
     pub mail: Mail,
     /// Push gateways.
     pub push: Push,
+    /// Calls.
+    pub voip: Voip,
     /// The web client and pages.
     pub web: Web,
     /// How long closed rooms are kept.
@@ -481,6 +483,23 @@ pub fn https_origin(url: &str) -> Option<String> {
     plain.then(|| url.origin().ascii_serialization())
 }
 
+/// `[voip]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Voip {
+    /// The city's TURN server as `turn:` and `turns:` URIs; with none no client offers calls. The secret it shares with
+    /// this server is in `keys/turn.secret`.
+    pub turn_uris: Vec<String>,
+    /// For how many seconds credentials for it are good.
+    pub turn_seconds: u32,
+}
+
+impl Default for Voip {
+    fn default() -> Self {
+        Self { turn_uris: Vec::new(), turn_seconds: 3600 }
+    }
+}
+
 /// `[web]`
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -618,6 +637,14 @@ impl Config {
             .any(|years| *years > 100)
         {
             problems.push("retention is at most 100 years".to_owned());
+        }
+        for uri in &self.voip.turn_uris {
+            if !["turn:", "turns:"].iter().any(|scheme| uri.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty())) {
+                problems.push("voip.turn_uris are URIs such as \"turn:turn.example.jp:3478?transport=udp\"".to_owned());
+            }
+        }
+        if !(60..=86_400).contains(&self.voip.turn_seconds) {
+            problems.push("voip.turn_seconds is between 60 and 86400".to_owned());
         }
         if self.policy.password_length_min < 8 {
             problems.push("policy.password_length_min must be 8 or more".to_owned());

@@ -83,6 +83,8 @@ pub struct Server {
     pub command_token: String,
     /// Keys the references of subjects.
     pub subject_secret: String,
+    /// The city's TURN server.
+    pub turn: Option<crate::voip::Turn>,
     /// The secret of `/_synapse/admin/v1/register`.
     pub registration_secret: String,
     /// Told when the server stops: long polls end.
@@ -186,6 +188,7 @@ impl Server {
             mail_token: crate::files::secret(&keys.join("mail.token"))?,
             command_token: crate::files::secret(&keys.join("command.token"))?,
             subject_secret: crate::files::secret(&keys.join("subject.secret"))?,
+            turn: crate::voip::Turn::of(&config.voip, &keys)?,
             registration_secret: crate::files::secret(&keys.join("registration.secret"))?,
             stopping: tokio::sync::watch::Sender::new(false),
             list_stamp: Mutex::default(),

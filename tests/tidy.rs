@@ -20,6 +20,7 @@ const LAYERS: &[&[&str]] = &[
         "server",
         "accounts",
         "rooms",
+        "voip",
     ],
     &["audit", "store", "tls"],
     &["files", "config", "clock", "error"],

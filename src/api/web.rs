@@ -75,7 +75,7 @@ async fn client_config(server: Arc<Server>, _: Call) -> Result<Answer> {
             "UIFeature.registration": false, "UIFeature.passwordReset": server.config.policy.password_reset_by_mail,
             "UIFeature.deactivate": false,
             "UIFeature.thirdPartyId": true, "UIFeature.identityServer": false, "UIFeature.widgets": false,
-            "UIFeature.voip": false, "UIFeature.advancedEncryption": false, "UIFeature.feedback": false,
+            "UIFeature.voip": server.turn.is_some(), "UIFeature.advancedEncryption": false, "UIFeature.feedback": false,
             "UIFeature.BulkUnverifiedSessionsReminder": false, "UIFeature.locationSharing": false,
             "UIFeature.shareQrCode": false, "UIFeature.shareSocial": false,
         },

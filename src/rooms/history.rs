@@ -30,6 +30,12 @@ impl Sight {
         after > 0 && self.ranges[after - 1].1 >= order
     }
 
+    /// Whether there are orders between two that are seen which are not.
+    pub fn parts(&self, from: i64, to: i64) -> bool {
+        let range = |order| self.ranges.partition_point(|(begin, _)| *begin <= order);
+        self.sees(from) && self.sees(to) && range(from) != range(to)
+    }
+
     /// Whether the room's state can be seen: by who is or was in the room, and by everybody while it is
     /// `world_readable` to them. Who was only ever invited sees events of that time at most.
     pub fn reads_state(&self) -> bool {

@@ -47,6 +47,23 @@ pub async fn account_data_after(
     )
 }
 
+/// Account data of a user for one room, up to a position: (type, content).
+pub async fn account_data_of_room(
+    conn: &mut Conn,
+    user_id: &str,
+    room_id: &str,
+    upto: i64,
+) -> Result<Vec<(String, String)>> {
+    all!(
+        conn,
+        (String, String),
+        "SELECT type, content FROM account_data WHERE user_id = $1 AND room_id = $2 AND position <= $3",
+        user_id,
+        room_id,
+        upto
+    )
+}
+
 /// Account data of a user between two positions, with where each piece changed: (room or "", type, content, position).
 pub async fn account_data_with_position(
     conn: &mut Conn,

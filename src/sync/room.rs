@@ -71,6 +71,18 @@ pub struct Chunk {
     pub limited: bool,
 }
 
+impl Chunk {
+    /// Lets the timeline begin after the last stretch inside it that its reader may not see. `state` stands at the
+    /// timeline's beginning, so what changed in such a stretch would be told nowhere.
+    fn begin_after_hidden(&mut self, sight: &history::Sight) {
+        let hidden = |pair: &[Arc<Event>]| sight.parts(pair[0].position, pair[1].position);
+        if let Some(last) = self.events.windows(2).rposition(hidden) {
+            self.events.drain(..=last);
+            self.limited = true;
+        }
+    }
+}
+
 /// The newest events of a room after `since` and up to `upto`, at most `limit`.
 pub async fn timeline(
     server: &Server,
@@ -170,6 +182,7 @@ pub async fn write_joined(
         };
         let mut chunk = timeline(server, &room, room_id, (from, wanted.upto.position), limit, pick).await?;
         chunk.limited |= newly && wanted.since.position > 0;
+        chunk.begin_after_hidden(&sight);
         chunk
     } else {
         Chunk { events: Vec::new(), limited: false }
@@ -352,9 +365,9 @@ async fn state_part(
     }
     drop_unwanted(wanted, view, chunk, known, &mut events);
     for event in lazy_members_of(wanted, view, chunk) {
-        if !events.iter().any(|e| e.event_id == event.event_id) {
-            events.push(event);
-        }
+        // One event for each member: the present one, where it is not in the timeline itself.
+        events.retain(|e| e.membership.is_none() || e.state_key != event.state_key);
+        events.push(event);
     }
     Ok(events)
 }
@@ -384,7 +397,8 @@ fn drop_unwanted(
     events.sort_by_key(|event| event.position);
 }
 
-/// Writes a room that the user left: the event that says so, and what came before it where former members may read it.
+/// Writes a room that the user left: the event that says so, and what came before it where former members may read it;
+/// of one that they had left at the last sync only what they have written for themselves since.
 pub async fn write_left(
     server: &Arc<Server>,
     wanted: &Wanted<'_>,
@@ -408,7 +422,8 @@ pub async fn write_left(
                     && !ignored.hides(event)
             };
             let limit = timeline_limit(wanted.filter);
-            let chunk = timeline(server, &room, room_id, (since, left_at), limit, pick).await?;
+            let mut chunk = timeline(server, &room, room_id, (since, left_at), limit, pick).await?;
+            chunk.begin_after_hidden(&sight);
             let state = if sight.reads_state() {
                 left_state(server, wanted, &view, &chunk, left_at.min(sight.upto())).await?
             } else {
@@ -419,9 +434,12 @@ pub async fn write_left(
         }
         // They read nothing of it any more, or never could.
         Err(error) if error.code() == Some(Code::Forbidden) => {
-            let events: Vec<_> = leave.into_iter().collect();
-            let state = if wanted.state_after { events.clone() } else { Vec::new() };
-            (Chunk { events, limited: false }, state)
+            let leave = leave.filter(|_| left_at > since);
+            let passing = |filter: &RoomEventFilter| -> Vec<Arc<Event>> {
+                leave.iter().filter(|event| filter::passes(filter, event)).cloned().collect()
+            };
+            let state = if wanted.state_after { passing(&wanted.filter.state) } else { Vec::new() };
+            (Chunk { events: passing(&wanted.filter.timeline), limited: false }, state)
         }
         Err(error) => return Err(error),
     };
@@ -473,7 +491,7 @@ async fn left_state(
         let then =
             store::rooms::state_entry_before(&mut conn, room_id, "m.room.member", user_id, since + 1).await?;
         let inside = then.is_some_and(|event| event.membership.as_deref() == Some("join"));
-        if inside { since } else { 0 }
+        if inside || left_at <= since { since } else { 0 }
     };
     let order = match chunk.events.first() {
         Some(first) if !wanted.state_after => first.position,

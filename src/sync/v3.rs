@@ -160,6 +160,21 @@ async fn answer(
             account_data.entry(room_id).or_default().push((kind, content));
         }
     }
+    if since.position > 0 {
+        let came = |m: &Membership| {
+            m.membership == "join" && m.changed_at > since.position && m.changed_at <= upto.position
+        };
+        // With a room that the user came (back) to comes all that they wrote for it, whenever that was.
+        for (room_id, _) in memberships.iter().filter(|(_, membership)| came(membership)) {
+            let mut conn = server.db.read().await?;
+            let (user_id, room_id) = (who.user_id.as_str(), room_id.as_str());
+            let all =
+                store::personal::account_data_of_room(&mut conn, user_id, room_id, upto.position).await?;
+            if !all.is_empty() {
+                account_data.insert(room_id.to_owned(), all);
+            }
+        }
+    }
     let e2ee = keys::sync::e2ee(server, who, since.position, upto.position).await?;
     if since.position == 0
         && !account_data.get("").is_some_and(|l| l.iter().any(|(k, _)| k == "m.push_rules"))
@@ -205,22 +220,29 @@ async fn answer(
                     join.truncate(begin);
                 }
             }
+            // Who is invited once more, for another reason or by somebody else, is told.
             "invite"
-                if membership.changed_at > since.position
+                if membership.position > since.position
                     && invite_is_told(server, who, &ignored, room_id).await? =>
             {
                 let at = membership.position;
                 write_stripped_room(server, who, room_id, ("invite_state", at), &mut invite).await?;
             }
-            "knock" if membership.changed_at > since.position => {
+            "knock" if membership.position > since.position => {
                 let at = membership.position;
                 write_stripped_room(server, who, room_id, ("knock_state", at), &mut knock).await?;
             }
-            "leave" | "ban" if !membership.forgotten => {
+            "leave" | "ban" => {
                 let told = if since.position == 0 {
-                    definition.room.include_leave && server.config.policy.former_members_read == "until_leave"
+                    !membership.forgotten
+                        && definition.room.include_leave
+                        && server.config.policy.former_members_read == "until_leave"
                 } else {
+                    // Forgotten on one device, the room has still ended for the others.
                     membership.changed_at > since.position
+                        || definition.room.include_leave
+                            && !membership.forgotten
+                            && account_data.contains_key(room_id.as_str())
                 };
                 if told {
                     room::write_left(server, &wanted, room_id, membership, &mut leave).await?;

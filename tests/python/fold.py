@@ -18,13 +18,6 @@ SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 
 Key = tuple[str, str]
 
-# Defects that are known and have a strict xfail of their own in test_sync_oracle.py: the oracle looks past them.
-KNOWN: set[str] = {
-    "account_data_of_a_left_room", "filters_spare_the_own_leave", "forgotten_before_it_was_told",
-    "invisible_state_inside_a_timeline", "second_invitations",
-}
-
-
 class Odd(AssertionError):
     """An answer that contradicts itself or the specification."""
 
@@ -224,9 +217,6 @@ class Folded:
         """The user said so, here or on another device."""
         self.left.pop(room_id, None)
         self.forgotten.add(room_id)
-        if "forgotten_before_it_was_told" in KNOWN:
-            self.joined.pop(room_id, None)
-            self.invited.pop(room_id, None)
 
     def ask(self, since: str | None, full_state: bool = False, timeout: int = 0) -> dict:
         query: dict[str, Any] = {"filter": json.dumps(self.options.filter()), "timeout": timeout}
@@ -262,7 +252,7 @@ class Folded:
             room = self.joined.pop(room_id, None) or self.left.pop(room_id, None) or Room()
             self.invited.pop(room_id, None)
             self.knocked.pop(room_id, None)
-            self.room(room, told, room_id, ended=True)
+            self.room(room, told, room_id)
             if room_id not in self.forgotten:
                 self.left[room_id] = room
         for room_id, told in sections["join"].items():
@@ -283,18 +273,14 @@ class Folded:
                 stripped = {(event["type"], event["state_key"]): event for event in told[name]["events"]}
                 (self.invited if kind == "invite" else self.knocked)[room_id] = stripped
 
-    def room(self, room: Room, told: dict, room_id: str, ended: bool = False) -> None:
+    def room(self, room: Room, told: dict, room_id: str) -> None:
         timeline = told.get("timeline", {})
         events = timeline.get("events", [])
         if len(events) > self.options.limit:
             raise Odd(f"{len(events)} events where the limit is {self.options.limit}")
-        def own_end(event: dict) -> bool:
-            return (ended and "filters_spare_the_own_leave" in KNOWN and event["type"] == "m.room.member"
-                    and event["state_key"] == self.user_id)
-
         wanted = json.loads(self.options.timeline)
         for event in events:
-            if not passes(wanted, event, room_id) and not own_end(event):
+            if not passes(wanted, event, room_id):
                 raise Odd(f"the timeline's filter {wanted} lets {event} through")
         # "If state_after is missing, clients MUST behave as if they had not specified the parameter."
         after = self.options.state_after
@@ -305,13 +291,11 @@ class Folded:
             raise Odd("no state_after, which is required even where it is empty")
         state = told.get(present, {}).get("events", [])
         keys = [(event["type"], event["state_key"]) for event in state]
-        doubled = (ended and "filters_spare_the_own_leave" in KNOWN
-                   or self.options.lazy and "invisible_state_inside_a_timeline" in KNOWN)
-        if len(keys) != len(set(keys)) and not doubled:
+        if len(keys) != len(set(keys)):
             raise Odd(f"{present} tells one key twice: {keys}")
         wanted = json.loads(self.options.state)
         for event in state:
-            if not passes(wanted, event, room_id) and not own_end(event):
+            if not passes(wanted, event, room_id):
                 raise Odd(f"the state's filter {wanted} lets {event} through")
             room.put(event)
         limited = timeline.get("limited", False)
@@ -390,7 +374,7 @@ class Slid:
             (("account_data", "global"), ("account_data", "rooms"), ("receipts", "rooms"), ("typing", "rooms"), ("to_device", "events")))
 
     def forget(self, room_id: str) -> None:
-        if self.membership.get(room_id) in ("leave", "ban") or "forgotten_before_it_was_told" in KNOWN:
+        if self.membership.get(room_id) in ("leave", "ban"):
             self.rooms.pop(room_id, None)
             self.membership.pop(room_id, None)
             self.invited.pop(room_id, None)

@@ -370,7 +370,6 @@ def test_a_room_names_its_own_aliases_only(server, people):
         assert answer.status == 400 and answer.errcode in ("M_BAD_ALIAS", "M_INVALID_PARAM", "M_BAD_JSON"), (content, answer)
 
 
-@pytest.mark.xfail(reason="an empty room_alias_name makes the alias #:server", strict=True)
 def test_an_alias_has_a_name(server, people):
     """`room_alias_name: ""` took the alias `#:server`, which no directory can hand out twice."""
     client = people[0].client

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from fold import C, KNOWN, SLIDING, Folded, Odd, Options, Room, Slid, passes
+from fold import C, SLIDING, Folded, Odd, Options, Room, Slid, passes
 from harness import Client, Person, Server, quote
 
 USERS = 4
@@ -343,30 +343,19 @@ class World:
         kind = ["org.example.a", "org.example.b", "m.direct"][c % 3]
         self.call(person, "PUT", f"{C}/user/{quote(person.user_id)}/account_data/{kind}", {"value": d} if c % 3 < 2 else {person.user_id: [room_id]})
 
-    def keeps_data(self, person: Person, room_id: str) -> bool:
-        """Whether what the user writes about a room should be played."""
-        return "account_data_of_a_left_room" not in KNOWN or person.user_id in self.members[room_id] and (
-            self.members[room_id][person.user_id] == "join")
-
     def do_room_data(self, actor, room_id, a, c, d):
         person = actor or self.within(room_id, a)
-        if not self.keeps_data(person, room_id):
-            return
         kind = ["org.example.a", "m.marked_unread"][c % 2]
         self.call(person, "PUT", f"{C}/user/{quote(person.user_id)}/rooms/{quote(room_id)}/account_data/{kind}",
                   {"value": d} if c % 2 == 0 else {"unread": d % 2 == 0})
 
     def do_tag(self, actor, room_id, a, c, d):
         person = actor or self.within(room_id, a)
-        if not self.keeps_data(person, room_id):
-            return
         self.call(person, "PUT", f"{C}/user/{quote(person.user_id)}/rooms/{quote(room_id)}/tags/{['m.favourite', 'u.work'][c % 2]}",
                   {"order": d % 10 / 10})
 
     def do_untag(self, actor, room_id, a, c, d):
         person = actor or self.within(room_id, a)
-        if not self.keeps_data(person, room_id):
-            return
         self.call(person, "DELETE", f"{C}/user/{quote(person.user_id)}/rooms/{quote(room_id)}/tags/{['m.favourite', 'u.work'][c % 2]}")
 
     def do_profile(self, actor, room_id, a, c, d):
@@ -505,9 +494,6 @@ def compare_room(world: World, client: Folded, room_id: str, folded: Room, fresh
     # Where the state of the timeline counts as state, an event that the timeline's filter holds back is unknown.
     told = {key: event["event_id"] for key, event in told.items()
             if passes(state, event, room_id) and (options.state_after or passes(timeline, event, room_id))}
-    if "invisible_state_inside_a_timeline" in KNOWN and not options.state_after:
-        known_events = {event["event_id"] for event in seen}
-        told = {key: event for key, event in told.items() if event in known_events}
     have = {key: event["event_id"] for key, event in folded.state.items()
             if key in told}
     same(f"state of {where}", have, told)
@@ -553,11 +539,8 @@ def compare(world: World, client: Folded) -> None:
     fresh = Folded(desk, client.user_id, client.options)
     fresh.sync()
     same("joined rooms", sorted(client.joined), sorted(fresh.joined))
-    if "second_invitations" in KNOWN:
-        same("invitations", sorted(client.invited), sorted(fresh.invited))
-    else:
-        same("invitations", {room: stripped(one) for room, one in client.invited.items()},
-             {room: stripped(one) for room, one in fresh.invited.items()})
+    same("invitations", {room: stripped(one) for room, one in client.invited.items()},
+         {room: stripped(one) for room, one in fresh.invited.items()})
     same("knocks", sorted(client.knocked), sorted(fresh.knocked))
     if client.options.include_leave:
         same("left rooms", sorted(client.left), sorted(fresh.left))
@@ -594,9 +577,8 @@ def compare_slid(world: World, client: Slid) -> None:
          | dict.fromkeys(plain.knocked, "knock"))
     same("counts of lists", client.counts, fresh.counts)
     same("account data", client.account_data, plain.account_data)
-    if "second_invitations" not in KNOWN:
-        same("invitations", {room: stripped(client.invited[room]) for room in plain.invited},
-             {room: stripped(fresh.invited[room]) for room in plain.invited})
+    same("invitations", {room: stripped(client.invited[room]) for room in plain.invited},
+         {room: stripped(fresh.invited[room]) for room in plain.invited})
     for room_id in plain.joined:
         where, mine, other, known = f"{room_id} of {user.user_id}", client.rooms[room_id], fresh.rooms[room_id], plain.joined[room_id]
         truth = {(event["type"], event["state_key"]): event["event_id"]
@@ -832,15 +814,8 @@ def test_counts_are_what_a_recount_says(server, seed):
                     assert whole == tuple(sum(one[index] for one in want.values()) for index in (0, 1)), f"seed {seed}, step {step}"
 
 
-# What the oracle found and looks past (`KNOWN` in fold.py), each by itself --------------------------------------------
+# What the oracle found, each by itself --------------------------------------------------------------------------------
 
-
-def known(name: str, reason: str) -> pytest.MarkDecorator:
-    assert name in KNOWN
-    return pytest.mark.xfail(reason=reason, strict=True)
-
-
-@known("filters_spare_the_own_leave", "a refused invitation's leave event comes although the filter holds it back")
 def test_filters_hold_for_rooms_that_ended(server):
     alice, bob = server.register(), server.register()
     room = alice.client.ok("POST", f"{C}/createRoom", {"invite": [bob.user_id]})["room_id"]
@@ -861,7 +836,6 @@ def test_an_invitation_stays_what_it_was(server):
     assert bob.client.sync()["rooms"]["invite"][room] == told
 
 
-@known("second_invitations", "who is invited once more is told by a fresh sync only")
 def test_a_second_invitation_is_told(server):
     alice, bob = server.register(), server.register()
     room = alice.client.ok("POST", f"{C}/createRoom", {"invite": [bob.user_id], "is_direct": True})["room_id"]
@@ -871,7 +845,6 @@ def test_a_second_invitation_is_told(server):
     assert bob.client.sync()["rooms"]["invite"][room] == told
 
 
-@known("forgotten_before_it_was_told", "another device is never told of a room that was left and forgotten before it synced")
 @pytest.mark.parametrize("was", ["joined", "invited"])
 def test_other_devices_are_told_of_a_room_that_was_forgotten(server, was):
     alice, bob = server.register(), server.register()
@@ -884,7 +857,6 @@ def test_other_devices_are_told_of_a_room_that_was_forgotten(server, was):
     assert room in bob.client.sync(since).get("rooms", {}).get("leave", {})
 
 
-@known("account_data_of_a_left_room", "the sync in which one comes back lacks what one wrote for the room meanwhile")
 def test_account_data_comes_with_a_room_that_one_comes_back_to(server):
     alice, bob = server.register(), server.register()
     room = alice.client.ok("POST", f"{C}/createRoom", {"preset": "public_chat"})["room_id"]
@@ -898,7 +870,6 @@ def test_account_data_comes_with_a_room_that_one_comes_back_to(server):
     assert {"type": "org.example.a", "content": {"value": 1}} in told
 
 
-@known("invisible_state_inside_a_timeline", "`state` stands at the timeline's start, and what is hidden in its middle is told nowhere")
 def test_state_that_changed_out_of_sight_is_known(server):
     alice, bob = server.register(), server.register()
     room = alice.client.ok("POST", f"{C}/createRoom", {"preset": "private_chat"})["room_id"]

@@ -283,6 +283,9 @@ pub(super) async fn resolve(
 
 /// Whether the caller may make an alias at all.
 pub(super) fn may_make(server: &Server, who: &Requester, alias: &RoomAliasId) -> Result<()> {
+    if alias.alias().is_empty() {
+        return Err(invalid("An alias has a name between # and :."));
+    }
     let own = who.appservice.as_deref();
     if server.appservices.is_exclusive_alias(alias, own) {
         return Err(refuse(Code::Exclusive, "This alias is kept for an appservice."));

@@ -31,12 +31,14 @@ mod thirdparty;
 mod uia;
 mod user;
 mod versions;
+mod voip;
 
 /// All of its routes.
 pub fn routes() -> Routes {
     let mut routes = Routes::default();
     for add in [
         versions::routes,
+        voip::routes,
         login::routes,
         register::routes,
         account::routes,

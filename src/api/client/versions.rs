@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ruma::api::client::{discovery, voip::get_turn_server_info};
+use ruma::api::client::discovery;
 use serde_json::json;
 
 use crate::{
@@ -42,7 +42,8 @@ pub fn routes(routes: Routes) -> Routes {
             }
             Ok(json!({
                 // matrix-js-sdk asks for one of v1.1 to v1.13; nothing is claimed that is not served.
-                "versions": ["r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11"],
+                "versions": ["r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
+                    "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19"],
                 "unstable_features": features,
             })
             .into())
@@ -66,7 +67,6 @@ pub fn routes(routes: Routes) -> Routes {
             }
             Ok(answer.into())
         })
-        .raw::<get_turn_server_info::v3::Request, Requester, _, _>(|_, _, _| async { Ok(json!({}).into()) })
         .at(http::Method::GET, "/_matrix/client/v3/rooms/{roomId}/initialSync", peek)
         .at(http::Method::GET, "/_matrix/client/v3/events", peek)
 }

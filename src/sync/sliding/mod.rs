@@ -379,7 +379,7 @@ impl<'a> Answer<'a> {
                         let room = self.server.live.room(&self.server.db, room_id).await?;
                         order.push((room.current()?.row.last_position, room_id, membership));
                     }
-                    "invite" | "knock" => order.push((membership.changed_at, room_id, membership)),
+                    "invite" | "knock" => order.push((membership.position, room_id, membership)),
                     _ => {}
                 }
             }

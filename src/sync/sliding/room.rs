@@ -182,8 +182,8 @@ pub async fn write_invited(
     let told = room.before.is_some_and(|before| {
         before.membership == room.membership.membership
             && match before.reach {
-                Reach::Live => room.membership.changed_at <= asked.since.position,
-                Reach::Upto(position) => room.membership.changed_at <= position,
+                Reach::Live => room.membership.position <= asked.since.position,
+                Reach::Upto(position) => room.membership.position <= position,
             }
     });
     if told {
@@ -202,7 +202,7 @@ pub async fn write_invited(
         if out.is_empty() { "" } else { "," },
         room.room_id,
         room.membership.membership,
-        room.membership.changed_at,
+        room.membership.position,
     );
     if !room.lists.is_empty() {
         let _ = write!(out, ",\"lists\":{}", serde_json::to_string(room.lists)?);
