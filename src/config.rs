@@ -639,8 +639,13 @@ impl Config {
             problems.push("retention is at most 100 years".to_owned());
         }
         for uri in &self.voip.turn_uris {
-            if !["turn:", "turns:"].iter().any(|scheme| uri.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty())) {
-                problems.push("voip.turn_uris are URIs such as \"turn:turn.example.jp:3478?transport=udp\"".to_owned());
+            if !["turn:", "turns:"]
+                .iter()
+                .any(|scheme| uri.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+            {
+                problems.push(
+                    "voip.turn_uris are URIs such as \"turn:turn.example.jp:3478?transport=udp\"".to_owned(),
+                );
             }
         }
         if !(60..=86_400).contains(&self.voip.turn_seconds) {

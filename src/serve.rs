@@ -151,6 +151,9 @@ impl Running {
         if let Err(error) = crate::reading::save_marks(&self.server).await {
             tracing::error!(%error, "the last marks of who looked could not be written");
         }
+        if let Err(error) = crate::accounts::sessions::save_seen(&self.server, true).await {
+            tracing::error!(%error, "when devices were last used could not be stored");
+        }
         let db = Arc::clone(&self.server.db);
         // The last handle of the committer goes with the server; its task then drains the queue and ends.
         drop(self.server);
@@ -408,6 +411,9 @@ async fn tending(server: Arc<Server>) {
         minutes += 1;
         if let Err(error) = crate::reading::save_marks(&server).await {
             tracing::error!(%error, "the marks of who looked could not be written");
+        }
+        if let Err(error) = crate::accounts::sessions::save_seen(&server, false).await {
+            tracing::error!(%error, "when devices were last used could not be stored");
         }
         if let Err(error) = crate::rooms::life::tend(&server).await {
             tracing::error!(%error, "what rooms need by themselves could not be done");

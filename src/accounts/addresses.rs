@@ -55,6 +55,8 @@ impl Purpose {
 /// A new password instead of a forgotten one: how long the link is good, and how many links wait at once.
 const RESET_MS: i64 = 3_600_000;
 const RESETS_MAX: i64 = 3;
+/// How many links to add one address wait at once: nobody fills somebody else's mailbox.
+const ADDS_MAX: i64 = 5;
 
 /// Owes a mail with a single-use link, and returns the session id of the check. The same attempt again sends nothing.
 pub async fn request_check(
@@ -84,7 +86,11 @@ pub async fn request_check(
                 }
                 // The answer is the same whether somebody has the address or nobody.
                 let wanted = match purpose {
-                    Purpose::Add => true,
+                    Purpose::Add => {
+                        store::accounts::checks_waiting(batch.reading(), &address, purpose.word(), now)
+                            .await?
+                            < ADDS_MAX
+                    }
                     Purpose::Reset => can_be_reset(batch, &address, now).await?,
                 };
                 let token = crate::clock::random_token(43);

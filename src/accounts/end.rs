@@ -149,6 +149,8 @@ pub async fn account(
     }
     let conn = batch.sql().await?;
     store::push::delete_all(conn, user_id.as_str()).await?;
+    // Their next ID may have the same address.
+    store::accounts::remove_addresses(conn, user_id.as_str()).await?;
     store::personal::delete_profile_fields(conn, user_id.as_str()).await?;
     store::accounts::set_status(conn, user_id.as_str(), "ended", now).await?;
     spend_codes(batch, user_id).await?;

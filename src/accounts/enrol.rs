@@ -17,7 +17,7 @@ use super::{
 use crate::{
     audit,
     error::{Code, Error, Result, forbidden, invalid, refuse},
-    rooms::{committer::Hint, live::parking::Mutex},
+    rooms::{batch::Batch, committer::Hint, live::parking::Mutex},
     server::Server,
     store::{self, accounts::Terminal},
     tls::{self, IssuedCertificate, TerminalSubject},
@@ -77,6 +77,12 @@ impl Enrolments {
     fn insert(&self, enrolment: Enrolment) -> Result<String> {
         let cookie = crate::clock::random_token(43);
         let mut all = self.0.lock();
+        // A sheet is for one terminal: who begins again with it goes on in the new session only, but for one that is
+        // finished and holds the certificate.
+        all.retain(|_, other| {
+            enrolment.began - other.began < SESSION_MS
+                && (other.code_hash != enrolment.code_hash || other.finished().is_some())
+        });
         if all.len() >= ENROLMENTS_MAX {
             return Err(refuse(
                 Code::LimitExceeded { retry_after_ms: 60_000 },
@@ -145,6 +151,7 @@ pub async fn begin(
         }
         _ => false,
     };
+    let turn = server.lockout.turn(&counted).await;
     let locked = server.lockout.is_locked(&counted, None, now);
     let held = code.as_ref().is_some_and(|code| {
         account.as_ref().is_some_and(|account| account.user_id == code.user_id) && code.spent_at.is_none()
@@ -162,12 +169,14 @@ pub async fn begin(
         // guess with, and could fill the log and the memory of failures.
         if held {
             let locks = server.lockout.failed(&counted, None, now);
+            drop(turn);
             let attempt = Attempt::on_page(&id, "", None, address);
             record_failure(server, &attempt, &id, locks).await?;
         }
         return Err(refused());
     };
     server.lockout.succeeded(&counted, None);
+    drop(turn);
     let display_name = account.display_name.clone().unwrap_or_default();
     let mut names = vec![account.name, user_id.localpart().to_owned()];
     names.extend(facility.map(|facility| facility.name));
@@ -219,7 +228,7 @@ pub async fn finish(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: Ch
     let parts = (Arc::clone(&server.ca), Arc::clone(&server.terminals));
     let (server_name, days) = (server.name.to_string(), server.config.tls.client_days);
     let enrolling = Arc::clone(enrolment);
-    let certificate = server
+    let done = server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 let now = batch.now;
@@ -272,13 +281,24 @@ pub async fn finish(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: Ch
                     result: "ok".to_owned(),
                     ..audit::Entry::default()
                 });
-                Ok(issued)
+                let bundle = Bundle { certificate: issued, password: crate::clock::readable_code(12) };
+                finish_with(batch, enrolling, Finished::Certificate(Arc::new(bundle)));
+                Ok(())
             })
         })
-        .await?;
-    let bundle = Arc::new(Bundle { certificate, password: crate::clock::readable_code(12) });
-    *enrolment.finished.lock() = Some(Finished::Certificate(bundle));
-    Ok(())
+        .await;
+    once(enrolment, done)
+}
+
+/// The end is noted with the commit, whoever waits for it still: the code is spent, and where the connection broke
+/// meanwhile the certificate is there when the person looks again.
+fn finish_with(batch: &mut Batch, enrolment: Arc<Enrolment>, finished: Finished) {
+    batch.after_commit(move || *enrolment.finished.lock() = Some(finished));
+}
+
+/// The second of two presses at once finds the code spent by the first, and has what the first has.
+fn once(enrolment: &Enrolment, done: Result<()>) -> Result<()> {
+    if enrolment.finished().is_some() { Ok(()) } else { done }
 }
 
 fn no_password() -> Error {
@@ -295,7 +315,7 @@ async fn set_password(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: 
     let password = choice.new_password.as_ref().ok_or_else(no_password)?;
     let hash = new_password_hash(server, enrolment, password).await?;
     let enrolling = Arc::clone(enrolment);
-    server
+    let done = server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 let (now, user_id) = (batch.now, enrolling.user_id.as_str());
@@ -317,12 +337,12 @@ async fn set_password(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: 
                     result: "ok".to_owned(),
                     ..audit::Entry::default()
                 });
+                finish_with(batch, enrolling, Finished::Password);
                 Ok(())
             })
         })
-        .await?;
-    *enrolment.finished.lock() = Some(Finished::Password);
-    Ok(())
+        .await;
+    once(enrolment, done)
 }
 
 async fn new_password_hash(server: &Server, enrolment: &Enrolment, password: &str) -> Result<String> {

@@ -33,6 +33,8 @@ pub struct Lockout {
     failures_max: u32,
     lock_ms: i64,
     failures: Mutex<HashMap<Counted, (u32, i64)>>,
+    /// Lines in which the tries of IDs wait for each other; several IDs may share one.
+    turns: [tokio::sync::Mutex<()>; 64],
 }
 
 impl Lockout {
@@ -42,6 +44,7 @@ impl Lockout {
             failures_max: failures_max.max(1),
             lock_ms: i64::from(minutes) * 60_000,
             failures: Mutex::default(),
+            turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
         }
     }
 
@@ -67,7 +70,15 @@ impl Lockout {
             failures.retain(|_, (_, at)| now - *at < self.lock_ms);
         }
         let mut locks = false;
-        for (key, max) in self.ceilings(id, terminal) {
+        let here = self.ceilings(id, terminal);
+        let is_full = |(key, max): &(Counted, u32)| {
+            failures.get(key).is_some_and(|(n, at)| n >= max && now - at < self.lock_ms)
+        };
+        if is_full(&here[0]) {
+            // No guess of this terminal is looked at: it must not lock the ID for others.
+            return false;
+        }
+        for (key, max) in here {
             let (n, at) = failures.entry(key).or_insert((0, now));
             if now - *at >= self.lock_ms {
                 *n = 0;
@@ -81,6 +92,15 @@ impl Lockout {
             locks |= *n == max;
         }
         locks
+    }
+
+    /// Waits until the tries of an ID before this one are counted, so that none of many at once is looked at beyond the
+    /// ceiling. Held from the look at the lock to the count.
+    pub async fn turn(&self, id: &str) -> tokio::sync::MutexGuard<'_, ()> {
+        use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(id);
+        let line = usize::try_from(hash % self.turns.len() as u64).unwrap_or_default();
+        self.turns[line].lock().await
     }
 
     /// Forgets the failures of an ID on a terminal after a success.
@@ -140,8 +160,30 @@ pub fn refused() -> Error {
     )
 }
 
+/// Somebody who has given ID and password.
+#[derive(Clone, Debug)]
+pub struct Proven {
+    /// Who.
+    pub user_id: OwnedUserId,
+    /// The password's hash, as it was when it was looked at.
+    password_hash: String,
+}
+
+impl Proven {
+    /// Whether the account is still as it was: active, with the same password. Hashing takes a while and may wait, and in
+    /// that time the city may have ended the account or reset its password; so the unit that makes something of a proof
+    /// asks again.
+    pub fn holds(&self, account: Option<&store::accounts::Account>) -> bool {
+        account.is_some_and(|account| {
+            account.status == "active"
+                && account.password_own
+                && account.password_hash.as_deref() == Some(self.password_hash.as_str())
+        })
+    }
+}
+
 /// Checks ID and password with exactly one hash run; who it is, or none.
-async fn who_is(server: &Server, attempt: &Attempt, id: &str) -> Result<Option<OwnedUserId>> {
+async fn who_is(server: &Server, attempt: &Attempt, id: &str) -> Result<Option<Proven>> {
     let user_id = user_id_of(server, id);
     let terminal = attempt.terminal.as_ref().map(|known| known.terminal);
     let locked = server.lockout.is_locked(id, terminal, server.now());
@@ -164,7 +206,10 @@ async fn who_is(server: &Server, attempt: &Attempt, id: &str) -> Result<Option<O
     let hash = account.as_ref().and_then(|a| a.password_hash.as_deref());
     let password = if too_long { "" } else { attempt.password.as_str() };
     let right = server.passwords.verify(password, hash.unwrap_or(server.passwords.decoy())).await?;
-    Ok(if right && hash.is_some() { user_id } else { None })
+    Ok(match (user_id, hash) {
+        (Some(user_id), Some(hash)) if right => Some(Proven { user_id, password_hash: hash.to_owned() }),
+        _ => None,
+    })
 }
 
 /// The ID in one form, for counting failures: NFKC, lower case, without spaces; the localpart where it is a user id of
@@ -187,22 +232,25 @@ pub fn user_id_of(server: &Server, id: &str) -> Option<OwnedUserId> {
 
 /// Who it is that logs in, by ID, password and terminal; makes no session. Every way in goes through here: one hash run,
 /// one refusal, the same counting.
-pub async fn authenticate(server: &Arc<Server>, attempt: &Attempt) -> Result<OwnedUserId> {
+pub async fn authenticate(server: &Arc<Server>, attempt: &Attempt) -> Result<Proven> {
     let id = typed(server, &attempt.id);
     let now = server.now();
     let terminal = attempt.terminal.as_ref().map(|known| known.terminal);
-    let Some(user_id) = who_is(server, attempt, &id).await? else {
+    let turn = server.lockout.turn(&id).await;
+    let Some(proven) = who_is(server, attempt, &id).await? else {
         let locks = server.lockout.failed(&id, terminal, now);
+        drop(turn);
         record_failure(server, attempt, &id, locks).await?;
         return Err(refused());
     };
     server.lockout.succeeded(&id, terminal);
-    Ok(user_id)
+    Ok(proven)
 }
 
 /// Logs in.
 pub async fn log_in(server: &Arc<Server>, attempt: Attempt) -> Result<LoggedIn> {
-    let user_id = authenticate(server, &attempt).await?;
+    let proven = authenticate(server, &attempt).await?;
+    let user_id = proven.user_id.clone();
     check_device(attempt.device_id.as_deref(), attempt.device_name.as_deref())?;
     let device_id = attempt.device_id.clone().unwrap_or_else(|| crate::clock::readable_code(10));
     let sessions = Arc::clone(&server.sessions);
@@ -213,14 +261,12 @@ pub async fn log_in(server: &Arc<Server>, attempt: Attempt) -> Result<LoggedIn> 
             .then_some(i64::from(server.config.limits.access_token_seconds) * 1000),
         ..sessions::New::here(user_id.clone(), device_id.clone(), attempt.terminal.as_ref())
     };
-    let for_unit = user_id.clone();
     let entry = entry(&attempt, user_id.as_str(), server.now(), "login", "ok");
     let tokens = server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
-                // Between the check and this unit the account may have been ended.
-                let account = store::accounts::account(batch.reading(), for_unit.as_str()).await?;
-                if account.is_none_or(|account| account.status != "active") {
+                let account = store::accounts::account(batch.reading(), proven.user_id.as_str()).await?;
+                if !proven.holds(account.as_ref()) {
                     return Err(refused());
                 }
                 let tokens = sessions::begin(batch, &sessions, new).await?;
@@ -306,6 +352,7 @@ pub async fn confirm_password(
     let terminal = known.map(|known| known.terminal);
     let id = typed(server, user_id.localpart());
     let now = server.now();
+    let turn = server.lockout.turn(&id).await;
     let account = store::accounts::account(&mut server.db.read().await?, user_id.as_str()).await?;
     let usable = !server.lockout.is_locked(&id, terminal, now) && password.len() <= PASSWORD_BYTES_MAX;
     let hash = account.filter(|_| usable).and_then(|account| account.password_hash);
@@ -315,7 +362,11 @@ pub async fn confirm_password(
             && hash.is_some();
     if right {
         server.lockout.succeeded(&id, terminal);
-    } else if server.lockout.failed(&id, terminal, now) {
+        return Ok(true);
+    }
+    let locks = server.lockout.failed(&id, terminal, now);
+    drop(turn);
+    if locks {
         let attempt = Attempt::on_page(&id, "", known.cloned(), address);
         record_failure(server, &attempt, &id, true).await?;
     }

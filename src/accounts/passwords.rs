@@ -25,7 +25,8 @@ const WAITING_MAX: usize = 200;
 /// Computes and checks password hashes.
 pub struct Passwords {
     permits: Arc<Semaphore>,
-    waiting: AtomicU64,
+    /// Places for those who wait and those whose turn it is. Whoever goes away gives theirs back.
+    places: Arc<Semaphore>,
     runs: AtomicU64,
     decoy: String,
     argon2: Argon2<'static>,
@@ -49,7 +50,7 @@ impl Passwords {
             .to_string();
         Ok(Self {
             permits: Arc::new(Semaphore::new(at_once.max(1))),
-            waiting: AtomicU64::new(0),
+            places: Arc::new(Semaphore::new(WAITING_MAX + at_once.max(1))),
             runs: AtomicU64::new(0),
             decoy,
             argon2,
@@ -92,20 +93,18 @@ impl Passwords {
         &self,
         work: impl FnOnce(&Argon2<'_>) -> T + Send + 'static,
     ) -> Result<T> {
-        if self.waiting.fetch_add(1, Ordering::AcqRel) >= WAITING_MAX as u64 {
-            self.waiting.fetch_sub(1, Ordering::AcqRel);
-            return Err(refuse(
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            refuse(
                 Code::LimitExceeded { retry_after_ms: 2_000 },
                 "Too many people are logging in at this moment: please try again.",
-            ));
-        }
+            )
+        })?;
         let permit = Arc::clone(&self.permits).acquire_owned().await;
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
         let permit = permit.map_err(|_| Error::internal("the password threads have stopped"))?;
         self.runs.fetch_add(1, Ordering::Relaxed);
         let argon2 = self.argon2.clone();
         Ok(tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let _held = (permit, place);
             work(&argon2)
         })
         .await?)

@@ -85,6 +85,8 @@ pub struct LiveSession {
     pub unused: AtomicBool,
     /// When it was last used (ms).
     pub last_seen: AtomicI64,
+    /// As far as that is stored.
+    seen_saved: AtomicI64,
     /// From where it was last used.
     pub last_address: Mutex<Option<std::net::IpAddr>>,
     /// Requests that may still come at once, in thousandths; see `http::caller`.
@@ -102,6 +104,8 @@ pub struct Sessions {
     by_hash: RwLock<HashMap<String, Arc<LiveSession>>>,
     /// What devices set goes with them (C19).
     pushers: Arc<Pushers>,
+    /// How often all of a user's sessions were ended in this run.
+    endings: Mutex<HashMap<OwnedUserId, u64>>,
 }
 
 /// SHA-256, in hex: how tokens and codes are stored.
@@ -141,6 +145,7 @@ impl Sessions {
             token_hash: session.token_hash.clone(),
             unused: AtomicBool::new(session.unused),
             last_seen: AtomicI64::new(0),
+            seen_saved: AtomicI64::new(0),
             last_address: Mutex::new(None),
             allowance: AtomicI64::new(i64::MAX),
             counted_at: AtomicI64::new(0),
@@ -155,7 +160,12 @@ impl Sessions {
         self.by_hash.read().get(&hash_of(token)).cloned()
     }
 
-    /// The sessions that a test of ours picks.
+    /// How often all of a user's sessions were ended in this run.
+    pub fn endings(&self, user_id: &UserId) -> u64 {
+        self.endings.lock().get(user_id).copied().unwrap_or_default()
+    }
+
+    /// Ends the sessions that are picked; returns how many.
     fn drop_where(&self, pick: impl Fn(&LiveSession) -> bool) -> usize {
         let mut all = self.by_hash.write();
         let before = all.len();
@@ -204,6 +214,14 @@ impl Sessions {
             .filter(|at| *at > 0)
     }
 
+    /// Those that were used since their last use was stored, by a while.
+    fn seen_since(&self, a_while: i64) -> Vec<Arc<LiveSession>> {
+        let moved = |s: &&Arc<LiveSession>| {
+            s.last_seen.load(Ordering::Relaxed) > s.seen_saved.load(Ordering::Relaxed).saturating_add(a_while)
+        };
+        self.by_hash.read().values().filter(moved).take(SEEN_MAX).cloned().collect()
+    }
+
     /// From where a device was last seen since the start.
     pub fn last_address(&self, user_id: &UserId, device_id: &str) -> Option<std::net::IpAddr> {
         self.by_hash
@@ -228,6 +246,9 @@ impl LiveSession {
 
 /// Devices of one ID: a facility ID is shared by many staff, each with several logins.
 const DEVICES_MAX: usize = 250;
+/// When a device was last used is stored once it has moved by so much, of so many at once.
+const SEEN_EVERY_MS: i64 = 600_000;
+const SEEN_MAX: usize = 1_000;
 /// A refresh token that nobody used for so long is no longer good: 90 days.
 const IDLE_MS: i64 = 90 * 86_400_000;
 
@@ -299,8 +320,16 @@ pub async fn begin(batch: &mut Batch, sessions: &Arc<Sessions>, new: New) -> Res
         unused: false,
     };
     check_room_for_device(batch, &new.user_id, device_id).await?;
+    let dehydrated = store::keys::dehydrated_device(batch.reading(), user_id).await?;
+    if dehydrated.is_some_and(|(dehydrated, _)| dehydrated == device_id) {
+        return Err(crate::error::forbidden(
+            "Nobody logs in as a dehydrated device (この端末IDは使えません).",
+        ));
+    }
     let conn = batch.sql().await?;
     store::accounts::delete_session(conn, user_id, device_id).await?;
+    // What the session before it set goes with it.
+    store::push::delete_of_device(conn, user_id, device_id).await?;
     store::personal::put_device(conn, user_id, device_id, new.device_name.as_deref(), now).await?;
     store::accounts::insert_session(conn, &session, now).await?;
     let refresh = match new.refreshed_after {
@@ -310,6 +339,7 @@ pub async fn begin(batch: &mut Batch, sessions: &Arc<Sessions>, new: New) -> Res
     let (sessions, user_id) = (Arc::clone(sessions), new.user_id);
     batch.after_commit(move || {
         sessions.drop_where(|s| s.is_of(&user_id, &session.device_id));
+        sessions.pushers.remove_of_devices(&user_id, std::slice::from_ref(&session.device_id));
         if let Err(error) = sessions.insert(&session) {
             tracing::error!(%error, "a new session could not be put in memory");
         }
@@ -521,6 +551,38 @@ pub async fn end_session(
     Ok(())
 }
 
+/// Stores when devices and terminals were last used, where that has moved by a while. To be called every minute, and with
+/// `all` at the end.
+pub async fn save_seen(server: &Arc<Server>, all: bool) -> Result<()> {
+    let moved = server.sessions.seen_since(if all { 0 } else { SEEN_EVERY_MS });
+    if moved.is_empty() {
+        return Ok(());
+    }
+    let seen: Vec<(Arc<LiveSession>, i64)> = moved
+        .into_iter()
+        .map(|session| (Arc::clone(&session), session.last_seen.load(Ordering::Relaxed)))
+        .collect();
+    let saved = seen.clone();
+    server
+        .commit(Hint::default(), move |batch| {
+            Box::pin(async move {
+                let conn = batch.sql().await?;
+                for (session, at) in &seen {
+                    store::personal::seen(conn, session.user_id.as_str(), &session.device_id, *at).await?;
+                    if let Some(terminal) = session.terminal {
+                        store::accounts::terminal_seen(conn, terminal, *at).await?;
+                    }
+                }
+                Ok::<_, Error>(())
+            })
+        })
+        .await?;
+    for (session, at) in saved {
+        session.seen_saved.fetch_max(at, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
 /// Refuses a further device where an ID has too many.
 pub async fn check_room_for_device(batch: &mut Batch, user_id: &UserId, device_id: &str) -> Result<()> {
     let all = store::personal::devices(batch.reading(), user_id.as_str()).await?;
@@ -532,7 +594,7 @@ pub async fn check_room_for_device(batch: &mut Batch, user_id: &UserId, device_i
     Ok(())
 }
 
-/// Ends a device: its session, keys and messages; `list` names the devices.
+/// Ends devices: their sessions, keys, messages and pushers.
 pub async fn end_devices(
     batch: &mut Batch,
     sessions: &Arc<Sessions>,
@@ -558,7 +620,8 @@ pub async fn end_devices(
     Ok(())
 }
 
-/// Ends all sessions of a user, but for one device; returns how many. Codes that wait to be exchanged go too.
+/// Ends all sessions of a user, but for one device; returns how many. Codes that wait to be exchanged go too, and grants
+/// that were approved give nothing any more.
 pub async fn end_all(
     batch: &mut Batch,
     sessions: &Arc<Sessions>,
@@ -573,6 +636,12 @@ pub async fn end_all(
     let n = devices.len();
     store::oauth::forget_codes_of(batch.sql().await?, user_id.as_str()).await?;
     end_devices(batch, sessions, user_id, devices).await?;
+    // Whatever the database had: in memory too nothing of the user's is left.
+    let (sessions, user_id, but) = (Arc::clone(sessions), user_id.to_owned(), but.map(str::to_owned));
+    batch.after_commit(move || {
+        sessions.drop_where(|s| s.user_id == user_id && but.as_deref() != Some(s.device_id.as_str()));
+        *sessions.endings.lock().entry(user_id).or_default() += 1;
+    });
     Ok(n)
 }
 

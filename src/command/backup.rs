@@ -46,6 +46,10 @@ pub async fn restore(config: &Config, folder: &Path) -> Result<()> {
         rows("events"),
         done.manifest.blobs
     );
+    println!(
+        "バックアップより後に失効・終了・初期化した端末、ID、パスワードと、保管期限で消去した部屋は、その時点の状態に戻っています。\
+         もう一度、失効・終了・初期化・消去をしてください。"
+    );
     match done.audit {
         Verdict::Whole { entries } => println!("操作履歴は正しくつながっています({entries}件)。"),
         Verdict::Unproved { .. } | Verdict::Broken { .. } => {

@@ -20,6 +20,7 @@ const COUNTED_MAX: usize = 10_000;
 /// Counts requests.
 #[derive(Default)]
 pub struct Limiter {
+    /// By address; of IPv6 by its network of 64 bits, which one house has whole.
     before_login: Mutex<HashMap<IpAddr, (f64, i64)>>,
     masqueraded: Mutex<HashMap<OwnedUserId, (f64, i64)>>,
 }
@@ -42,7 +43,7 @@ impl Limiter {
 
     /// Counts a request from an address that nobody has logged in on, or refuses it.
     pub fn allow_before_login(&self, address: IpAddr, now: i64) -> Result<()> {
-        count(&mut self.before_login.lock(), address, now, 1.0, BEFORE_LOGIN_BURST, 2_000)
+        count(&mut self.before_login.lock(), network(address), now, 1.0, BEFORE_LOGIN_BURST, 2_000)
     }
 
     /// Counts a request of a user that an appservice acts as, or refuses it (registration, `rate_limited`).
@@ -52,8 +53,18 @@ impl Limiter {
     }
 }
 
+/// What of an address is counted.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(address) => {
+            IpAddr::from(std::net::Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)))
+        }
+        IpAddr::V4(_) => address,
+    }
+}
+
 /// Takes one from an allowance that grows by `rate` a second up to `burst`.
-fn count<K: Eq + Hash>(
+fn count<K: Eq + Hash + Clone>(
     all: &mut HashMap<K, (f64, i64)>,
     key: K,
     now: i64,
@@ -61,19 +72,22 @@ fn count<K: Eq + Hash>(
     burst: f64,
     retry_after_ms: u64,
 ) -> Result<()> {
-    if all.len() >= COUNTED_MAX {
+    if all.len() >= COUNTED_MAX && !all.contains_key(&key) {
         all.retain(|_, (_, at)| now - *at < 60_000);
+        if all.len() >= COUNTED_MAX
+            && let Some(oldest) = all.iter().min_by_key(|(_, (_, at))| *at).map(|(key, _)| key.clone())
+        {
+            all.remove(&oldest);
+        }
     }
     let (left, at) = all.entry(key).or_insert((burst, now));
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of a minute fit")]
     let gained = (now - *at).clamp(0, 60_000) as f64 / 1000.0;
-    *left = (*left + gained * rate).min(burst) - 1.0;
+    let have = (*left + gained * rate).min(burst);
     *at = now;
-    if *left < 0.0 {
-        *left = 0.0;
-        return Err(too_many(retry_after_ms));
-    }
-    Ok(())
+    // Who is refused keeps what has grown meanwhile: asking on must not make the wait endless.
+    *left = if have < 1.0 { have } else { have - 1.0 };
+    if have < 1.0 { Err(too_many(retry_after_ms)) } else { Ok(()) }
 }
 
 fn too_many(retry_after_ms: u64) -> Error {

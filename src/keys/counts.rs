@@ -28,6 +28,9 @@ pub struct Known {
     of: Mutex<(u64, HashMap<String, Arc<Counts>>)>,
     /// By device: the user's `personal_position` at which no message waited for it.
     emptied: Mutex<HashMap<String, i64>>,
+    /// Bytes of messages that wait, by device, as far as somebody wrote to it since it last fetched some. Of the
+    /// committer only.
+    waiting: Mutex<HashMap<String, i64>>,
 }
 
 impl Known {
@@ -37,6 +40,23 @@ impl Known {
         of.1.remove(device_id);
         drop(of);
         self.emptied.lock().remove(device_id);
+        self.waiting.lock().remove(device_id);
+    }
+
+    /// Bytes of messages that wait for a device, where that is known.
+    pub fn waiting(&self, device_id: &str) -> Option<i64> {
+        self.waiting.lock().get(device_id).copied()
+    }
+
+    /// So many bytes wait for a device. Of a unit that is refused afterwards some are counted that are not there, until
+    /// the device fetches what waits.
+    pub fn set_waiting(&self, device_id: &str, bytes: i64) {
+        self.waiting.lock().insert(device_id.to_owned(), bytes);
+    }
+
+    /// Messages to a device were dropped: how much waits is counted again.
+    pub fn forget_waiting(&self, device_id: &str) {
+        self.waiting.lock().remove(device_id);
     }
 
     /// Whether no message waited for a device when the user's own things were as at this position.

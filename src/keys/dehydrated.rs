@@ -1,14 +1,16 @@
 //! The dehydrated device (MSC3814): takes messages while nobody of the account is logged in. It is a device without a
 //! session, whose private keys lie with the server encrypted.
 
+use std::sync::Arc;
+
 use ruma::UserId;
 use serde_json::{Map, Value};
 
-use super::{counts, devices, devices_changed};
+use super::devices;
 use crate::{
     accounts::sessions,
     error::{Code, Result, forbidden, invalid, not_found, refuse},
-    rooms::{batch::Batch, committer::Hint},
+    rooms::committer::Hint,
     server::Server,
     store,
 };
@@ -56,14 +58,14 @@ impl NewDevice {
 
 /// Puts a dehydrated device in the place of the one before, with its keys, in one unit.
 pub async fn put(server: &Server, user_id: &UserId, device: NewDevice) -> Result<String> {
-    let user_id = user_id.to_owned();
+    let (user_id, sessions) = (user_id.to_owned(), Arc::clone(&server.sessions));
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 let user = user_id.as_str();
                 let before = store::keys::dehydrated_device(batch.reading(), user).await?;
                 if let Some((old, _)) = before {
-                    end(batch, &user_id, &old).await?;
+                    sessions::end_devices(batch, &sessions, &user_id, vec![old]).await?;
                 }
                 let all = store::personal::devices(batch.reading(), user).await?;
                 if all.iter().any(|one| one.device_id == device.device_id) {
@@ -82,14 +84,6 @@ pub async fn put(server: &Server, user_id: &UserId, device: NewDevice) -> Result
         .await
 }
 
-/// Ends a dehydrated device: its keys and messages go with it.
-async fn end(batch: &mut Batch, user_id: &UserId, device_id: &str) -> Result<()> {
-    store::personal::delete_device(batch.sql().await?, user_id.as_str(), device_id).await?;
-    counts::changed(batch, user_id, device_id);
-    devices_changed(batch, user_id).await?;
-    Ok(())
-}
-
 /// The dehydrated device: its id and data.
 pub async fn get(server: &Server, user_id: &UserId) -> Result<(String, Value)> {
     let (device_id, data) = current(server, user_id).await?;
@@ -102,16 +96,16 @@ async fn current(server: &Server, user_id: &UserId) -> Result<(String, String)> 
         .ok_or_else(|| not_found("There is no dehydrated device."))
 }
 
-/// Deletes the dehydrated device and answers its id.
+/// Deletes the dehydrated device, with its keys and messages, and answers its id.
 pub async fn delete(server: &Server, user_id: &UserId) -> Result<String> {
-    let user_id = user_id.to_owned();
+    let (user_id, sessions) = (user_id.to_owned(), Arc::clone(&server.sessions));
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 let (device_id, _) = store::keys::dehydrated_device(batch.reading(), user_id.as_str())
                     .await?
                     .ok_or_else(|| not_found("There is no dehydrated device."))?;
-                end(batch, &user_id, &device_id).await?;
+                sessions::end_devices(batch, &sessions, &user_id, vec![device_id.clone()]).await?;
                 Ok(device_id)
             })
         })

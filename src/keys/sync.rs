@@ -184,6 +184,8 @@ pub async fn acknowledge(server: &Server, who: &Requester, position: i64) -> Res
             Box::pin(async move {
                 let conn = batch.sql().await?;
                 store::keys::acknowledge_to_device(conn, user_id.as_str(), &device_id, position).await?;
+                let user = batch.live.user(&user_id);
+                batch.after_commit(move || user.of_devices.forget_waiting(&device_id));
                 Ok(())
             })
         })

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::may_reach;
 use crate::{
-    error::{Code, Result, invalid, refuse},
+    config::Encryption,
+    error::{Code, Result, forbidden, invalid, refuse},
     rooms::committer::{Hint, TxnKey},
     server::Server,
     store,
@@ -34,6 +35,12 @@ pub async fn send(
 ) -> Result<()> {
     if messages.values().map(BTreeMap::len).sum::<usize>() > DEVICES_MAX {
         return Err(invalid("Too many devices at once."));
+    }
+    if kind == "m.room.encrypted" && server.config.policy.encryption == Encryption::Forbidden {
+        // What is sent so is neither searched nor audited nor exported, in a room or beside it (DESIGN 13).
+        return Err(forbidden(
+            "Encryption between users is switched off on this server (メッセージの暗号化はできません).",
+        ));
     }
     if kind.is_empty() || kind.len() > 255 {
         return Err(invalid("An event's type has 1 to 255 characters."));
@@ -62,18 +69,28 @@ pub async fn send(
                 }
                 for (target, events) in reached {
                     let user = target.as_str();
+                    let known = batch.live.user(&target);
                     let all = store::personal::devices(batch.reading(), user).await?;
                     for (device_id, event) in events {
-                        for known in all.iter().filter(|d| device_id == "*" || d.device_id == device_id) {
-                            let conn = batch.reading();
-                            let waiting = store::keys::to_device_bytes(conn, user, &known.device_id).await?;
-                            if waiting > WAITING_BYTES_MAX {
+                        for device in all.iter().filter(|d| device_id == "*" || d.device_id == device_id) {
+                            let device_id = device.device_id.as_str();
+                            let waiting = match known.of_devices.waiting(device_id) {
+                                Some(bytes) => bytes,
+                                None => {
+                                    store::keys::to_device_bytes(batch.reading(), user, device_id).await?
+                                }
+                            };
+                            let bytes = i64::try_from(event.len()).unwrap_or(i64::MAX);
+                            let fits = waiting <= WAITING_BYTES_MAX;
+                            known
+                                .of_devices
+                                .set_waiting(device_id, if fits { waiting + bytes } else { waiting });
+                            if !fits {
                                 continue;
                             }
                             let position = batch.personal_change(&target);
                             let conn = batch.sql().await?;
-                            store::keys::put_to_device(conn, user, &known.device_id, position, &event)
-                                .await?;
+                            store::keys::put_to_device(conn, user, device_id, position, &event).await?;
                         }
                     }
                 }

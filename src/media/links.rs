@@ -1,15 +1,19 @@
 //! Which media an event shows, and who may read a medium (DESIGN 12): whoever sees an event of a room that shows it,
 //! and its uploader while none does. An mxc URI alone opens nothing.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use ruma::{EventId, OwnedRoomId, RoomId, ServerName, UserId};
+use ruma::{EventId, OwnedRoomId, OwnedUserId, RoomId, ServerName, UserId};
 use serde_json::Value;
 
 use crate::{
+    appservices::Appservice,
     config::Encryption,
     error::{Code, Result},
-    rooms::history,
+    rooms::{history, live::LiveUser},
     server::Server,
     store::{self, media::Medium},
 };
@@ -18,6 +22,9 @@ use crate::{
 const MEDIA_PER_EVENT_MAX: usize = 100;
 /// Events of one room that are looked up for one medium.
 const EVENTS_TRIED_MAX: usize = 100;
+/// Rooms that show a medium, and users of an appservice in them, that are tried for it.
+const ROOMS_TRIED_MAX: usize = 20;
+const USERS_TRIED_MAX: usize = 20;
 /// The longest media id looked up; ours have 24 characters.
 const MEDIA_ID_BYTES_MAX: usize = 255;
 
@@ -95,6 +102,31 @@ async fn shown_to(
         let place = store::rooms::place_of(&mut conn, event_id).await?;
         if place.is_some_and(|(of, order)| of == room_id && sight.sees(order)) {
             return Ok(Some(room_id.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// As [`seen`], for an appservice that asks as itself: what any of its own users may see. Libraries fetch media so, and its
+/// sender need not be in the rooms. Never what only a person in its namespace sees.
+pub async fn seen_by_users_of(
+    server: &Server,
+    appservice: &Appservice,
+    medium: &Medium,
+) -> Result<Option<Seen>> {
+    let links = store::media::links(&mut server.db.read().await?, &medium.media_id).await?;
+    let mut candidates: BTreeSet<OwnedUserId> = BTreeSet::new();
+    for (room_id, _) in links.iter().filter(|(room_id, _)| !room_id.is_empty()).take(ROOMS_TRIED_MAX) {
+        let Ok(room_id) = <&RoomId>::try_from(room_id.as_str()) else { continue };
+        let own = |user: &&Arc<LiveUser>| appservice.is_interested_in_user(user.user_id.as_str());
+        candidates.extend(server.live.present(room_id).iter().filter(own).map(|user| user.user_id.clone()));
+    }
+    for user in candidates.iter().take(USERS_TRIED_MAX) {
+        let account = store::accounts::account(&mut server.db.read().await?, user.as_str()).await?;
+        if account.is_some_and(|account| account.kind == "appservice")
+            && let Some(seen) = seen(server, user, medium).await?
+        {
+            return Ok(Some(seen));
         }
     }
     Ok(None)

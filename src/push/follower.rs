@@ -23,7 +23,7 @@ use crate::{
     error::{Code, Error, Result},
     rooms::{
         committer::Hint,
-        ignored,
+        ignored, invites,
         live::{LiveRoom, RoomView},
         pdu::Event,
     },
@@ -191,21 +191,16 @@ async fn tell(server: &Arc<Server>, bridge: &Bridge, event: &Event) -> Result<bo
         Err(error) => return Err(error),
     };
     let view = room.current()?;
-    let place = Place {
-        city: &server.city_user,
-        city_room: view.row.room_number.is_some(),
-        direct: view.row.kind == "direct",
-    };
+    let place = Place::of(server, &view);
     let mut told = false;
     for user in targets(&view, event, |user| server.pushers.has(user) && !server.moderation.of(user).locked) {
-        let ignored = ignored::by(server, &user).await?;
-        if ignored.hides(event) || event.membership.is_some() && ignored.contains(&event.sender) {
+        if is_kept_from(server, event, &user).await? {
             continue;
         }
         let ruleset = rules::ruleset(server, &user).await?;
         let actions = rules::actions(&ruleset, event, &view, &user).await;
         let Some(scope) = Scope::of(event, &user, place, &actions) else { continue };
-        if is_stale(&room, &view, event, &user, scope) {
+        if is_stale(server, &room, event, &user, scope)? {
             continue;
         }
         let unread = counts::unread(server, &user, &room).await?.total().notify;
@@ -238,12 +233,35 @@ pub(super) fn targets(view: &RoomView, event: &Event, has: impl Fn(&UserId) -> b
         .collect()
 }
 
-/// Whether the user knows already: the follower may be behind.
-pub(super) fn is_stale(room: &LiveRoom, view: &RoomView, event: &Event, user: &UserId, scope: Scope) -> bool {
-    if scope == Scope::Invite {
-        return view.state.membership(user).as_str() != "invite";
+/// Whether the user has set that they are not told of this: not by whom they ignore, and not of invitations that their
+/// filter holds back, which their clients do not show either.
+pub(super) async fn is_kept_from(server: &Arc<Server>, event: &Event, user: &UserId) -> Result<bool> {
+    let ignored = ignored::by(server, user).await?;
+    if ignored.hides(event) || event.membership.is_some() && ignored.contains(&event.sender) {
+        return Ok(true);
     }
-    counts::has_read(room, user, event)
+    if event.membership.as_deref() != Some("invite") || !concerns(event, user) {
+        return Ok(false);
+    }
+    let mut conn = server.db.read().await?;
+    Ok(invites::verdict(&mut conn, &event.sender, user).await? == invites::Verdict::Ignored)
+}
+
+/// Whether the user knows already, or came later: the follower may be behind.
+pub(super) fn is_stale(
+    server: &Server,
+    room: &LiveRoom,
+    event: &Event,
+    user: &UserId,
+    scope: Scope,
+) -> Result<bool> {
+    if scope == Scope::Invite {
+        return Ok(room.current()?.state.membership(user).as_str() != "invite");
+    }
+    let membership = server.live.membership(user, &event.room_id);
+    let came_later = !concerns(event, user)
+        && membership.is_none_or(|m| m.membership != "join" || event.position <= m.changed_at);
+    Ok(came_later || counts::has_read(room, user, event))
 }
 
 /// A user has read a room: mail about it that waits is cancelled, where nothing is left that it would tell.

@@ -4,7 +4,8 @@
 //! A gateway outside is told an event's id, its room's id, how urgent it is, and a count: no sender, no name, no
 //! content. A pusher is looked for by the exact origin of its gateway, so none is called that is not (or no longer) on the
 //! list. Told at least once; gateways drop what has an event id that they know. What is older than an hour is not told
-//! any more: the next count says it.
+//! any more: the next count says it. Nor is a pushkey whose app the gateway cannot serve now: it rests for a while, and
+//! holds up nobody else.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,14 +19,14 @@ use serde_json::{Map, Value, json};
 use tokio::{task::JoinSet, time::Instant};
 
 use super::{
-    Pusher, SCOPE, Scope, Setting, concerns, counts,
-    follower::{Backoff, CHUNK, Cursor, is_stale, rejected, remove_rejected, targets},
+    Place, Pusher, SCOPE, Scope, Setting, counts,
+    follower::{Backoff, CHUNK, Cursor, is_kept_from, is_stale, rejected, remove_rejected, targets},
     rules,
 };
 use crate::{
     config::https_origin,
     error::{Code, Error, Result},
-    rooms::{ignored, pdu::Event},
+    rooms::{live::parking::Mutex, pdu::Event},
     server::Server,
     store,
 };
@@ -42,6 +43,15 @@ const AT_ONCE: usize = 8;
 const AGE_MAX_MS: i64 = 60 * 60 * 1000;
 /// Tries of what a gateway answers with an error of its own each time.
 const FAILURES_MAX: u32 = 5;
+/// Tries of a notification that a gateway does not take now, though it answers.
+const BUSY_MAX: u32 = 3;
+/// How long a pushkey rests that a gateway does not take notifications for; twice as long each time, up to the ceiling.
+const REST: Duration = Duration::from_secs(30);
+const REST_MAX: Duration = Duration::from_secs(15 * 60);
+/// So many pushkeys one after another that rest: the gateway itself takes nothing, and what is for it waits.
+const RESTING_MAX: usize = 3;
+/// How long one notification waits for a gateway that answers but takes nothing, before the next one is tried.
+const HELD_MAX: Duration = Duration::from_secs(120);
 /// How long a count alone is worth trying.
 const COUNT_TIME: Duration = Duration::from_secs(60);
 /// A count goes out so long after the first reading: most people read several rooms in a row.
@@ -70,7 +80,10 @@ pub fn origin_of(url: &str) -> Option<String> {
 /// Tells one gateway until the server stops.
 pub async fn run(server: Arc<Server>, origin: String) {
     let gateway = match client(&server) {
-        Ok(client) => Arc::new(Gateway { client, url: format!("{origin}{PATH}"), origin }),
+        Ok(client) => {
+            let url = format!("{origin}{PATH}");
+            Arc::new(Gateway { client, url, origin, resting: Mutex::default() })
+        }
         Err(error) => {
             tracing::error!(gateway = origin, %error, "no notifications go to this push gateway");
             return;
@@ -119,6 +132,42 @@ struct Gateway {
     client: reqwest::Client,
     url: String,
     origin: String,
+    resting: Mutex<Resting>,
+}
+
+/// Pushkeys that the gateway answers for with "not now", each time: the app's, not the gateway's trouble, while others are
+/// taken. They must not hold up what is for everybody else.
+#[derive(Default)]
+struct Resting {
+    /// By app and pushkey: until when, and how long this time.
+    keys: HashMap<(String, String), (Instant, Duration)>,
+    /// How many have come to rest since the gateway last took something.
+    in_a_row: usize,
+}
+
+impl Resting {
+    fn key(pusher: &Pusher) -> (String, String) {
+        (pusher.app_id.clone(), pusher.pushkey.clone())
+    }
+
+    fn rests(&self, pusher: &Pusher) -> bool {
+        self.keys.get(&Self::key(pusher)).is_some_and(|(until, _)| *until > Instant::now())
+    }
+
+    fn took(&mut self, pusher: &Pusher) {
+        self.keys.remove(&Self::key(pusher));
+        self.in_a_row = 0;
+    }
+
+    fn rest(&mut self, pusher: &Pusher) {
+        let now = Instant::now();
+        if self.keys.len() >= REMEMBERED_MAX {
+            self.keys.retain(|_, (until, _)| *until > now);
+        }
+        let time = self.keys.get(&Self::key(pusher)).map_or(REST, |(_, time)| (*time * 2).min(REST_MAX));
+        self.keys.insert(Self::key(pusher), (now + time, time));
+        self.in_a_row += 1;
+    }
 }
 
 async fn follow(server: &Arc<Server>, gateway: &Arc<Gateway>, cursor: &Cursor) {
@@ -281,17 +330,16 @@ impl Gateway {
             Err(error) => return Err(error),
         };
         let view = room.current()?;
+        let place = Place::of(server, &view);
         let mut letters = Vec::new();
         for user in targets(&view, event, |user| has(user) && !server.moderation.of(user).locked) {
-            let ignored = ignored::by(server, &user).await?;
-            if ignored.hides(event) || event.membership.is_some() && ignored.contains(&event.sender) {
+            if is_kept_from(server, event, &user).await? {
                 continue;
             }
             let ruleset = rules::ruleset(server, &user).await?;
             let actions = rules::actions(&ruleset, event, &view, &user).await;
-            let (notifies, _) = counts::verdict(&actions);
-            let scope = if concerns(event, &user) { Scope::Invite } else { Scope::Message };
-            if !notifies || is_stale(&room, &view, event, &user, scope) {
+            let Some(scope) = Scope::of(event, &user, place, &actions) else { continue };
+            if is_stale(server, &room, event, &user, scope)? {
                 continue;
             }
             let count = unread(server, &user).await?;
@@ -357,7 +405,11 @@ impl Gateway {
     /// Hands a notification over; ends early where the pusher goes meanwhile, and gives up at a time.
     async fn deliver(&self, server: &Arc<Server>, letter: &Letter, until: Instant) -> Result<()> {
         let mut wait = Backoff::default();
-        let mut failures = 0;
+        let (mut failures, mut busy) = (0, 0);
+        let held_until = Instant::now() + HELD_MAX;
+        if self.resting.lock().rests(&letter.pusher) {
+            return Ok(());
+        }
         loop {
             // Asked before each try: a session that has ended is told nothing more.
             let present = self.pushers(server, &letter.user);
@@ -366,6 +418,7 @@ impl Gateway {
             }
             match self.post(&letter.body).await {
                 Answer::Taken(keys) => {
+                    self.resting.lock().took(&letter.pusher);
                     if keys.contains(&letter.pusher.pushkey) {
                         remove_rejected(server, &letter.user, &letter.pusher).await?;
                     }
@@ -382,8 +435,23 @@ impl Gateway {
                         return Ok(());
                     }
                 }
+                Answer::Busy(status) => {
+                    busy += 1;
+                    let mut resting = self.resting.lock();
+                    let alone = resting.in_a_row < RESTING_MAX;
+                    if busy >= BUSY_MAX && (alone || Instant::now() >= held_until) {
+                        tracing::warn!(
+                            gateway = self.origin,
+                            status,
+                            "a pushkey rests that its gateway does not take"
+                        );
+                        resting.rest(&letter.pusher);
+                        return Ok(());
+                    }
+                    tracing::warn!(gateway = self.origin, status, "a push gateway takes nothing now");
+                }
                 Answer::Away(why) => {
-                    tracing::warn!(gateway = self.origin, why, "a push gateway takes nothing now");
+                    tracing::warn!(gateway = self.origin, why, "a push gateway is not to be reached");
                 }
             }
             if Instant::now() >= until {
@@ -402,7 +470,7 @@ impl Gateway {
         match answer.status().as_u16() {
             // It took it, whatever it has to say beside.
             200..=299 => Answer::Taken(rejected(answer).await.unwrap_or_default()),
-            408 | 429 | 502 | 503 | 504 => Answer::Away(format!("status {}", answer.status().as_u16())),
+            status @ (408 | 429 | 502..=504) => Answer::Busy(status),
             status @ 500.. => Answer::Failed(status),
             status => Answer::Refused(status),
         }
@@ -417,7 +485,9 @@ enum Answer {
     Refused(u16),
     /// It failed at this one.
     Failed(u16),
-    /// It takes nothing now.
+    /// It does not take this one now.
+    Busy(u16),
+    /// It cannot be reached.
     Away(String),
 }
 

@@ -16,9 +16,13 @@ pub use crate::store::push::Pusher;
 use crate::{
     error::Result,
     rooms::{
-        live::parking::{Mutex, RwLock},
+        live::{
+            RoomView,
+            parking::{Mutex, RwLock},
+        },
         pdu::Event,
     },
+    server::Server,
     store::{self, Db},
 };
 
@@ -191,6 +195,17 @@ pub struct Place<'a> {
     pub city_room: bool,
     /// Whether it is a room of two.
     pub direct: bool,
+}
+
+impl<'a> Place<'a> {
+    /// What a room is.
+    pub fn of(server: &'a Server, view: &RoomView) -> Self {
+        Self {
+            city: &server.city_user,
+            city_room: view.row.room_number.is_some(),
+            direct: view.row.kind == "direct",
+        }
+    }
 }
 
 impl Scope {

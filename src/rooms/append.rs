@@ -20,7 +20,7 @@ use super::{
 use crate::{
     config::Encryption,
     error::{Code, Error, Result, forbidden, not_found, refuse},
-    store,
+    store::{self, media::Medium},
 };
 
 /// An event that a unit wants in a room: a checked intent, not a finished event.
@@ -243,16 +243,27 @@ impl Batch {
                 }
                 continue;
             };
-            let readable = medium.user_id == event.sender
-                || store::media::links(&mut self.conn, &media_id).await?.iter().any(|(room_id, _)| {
-                    <&RoomId>::try_from(room_id.as_str())
-                        .is_ok_and(|room_id| self.live.is_joined(&event.sender, room_id))
-                });
-            if readable {
+            if self.may_show(&event.sender, &medium, true).await? {
                 self.link_media(&media_id, event.room_id.as_str(), event.event_id.as_str());
             }
         }
         Ok(())
+    }
+
+    /// Whether somebody may show a medium: what others have shown where they are, and what they uploaded themselves while no
+    /// room shows it, or where it is `anywhere` their picture. What a room has shown belongs to the room; else who was
+    /// removed from it would get its photographs back by showing them elsewhere.
+    pub async fn may_show(&mut self, user_id: &UserId, medium: &Medium, anywhere: bool) -> Result<bool> {
+        let links = store::media::links(&mut self.conn, &medium.media_id).await?;
+        let mut rooms = links.iter().filter(|(room_id, _)| !room_id.is_empty()).peekable();
+        let own = medium.user_id == *user_id
+            && (rooms.peek().is_none()
+                || self.policy.former_members_read == "until_leave"
+                || anywhere && links.iter().any(|(room_id, _)| room_id.is_empty()));
+        Ok(own
+            || rooms.any(|(room_id, _)| {
+                <&RoomId>::try_from(room_id.as_str()).is_ok_and(|id| self.live.is_joined(user_id, id))
+            }))
     }
 
     /// Puts a signed and authorised event at its room's head.
@@ -372,41 +383,6 @@ impl Batch {
             "knock_restricted" => self.policy.knocking && self.policy.restricted_joins,
             _ => true,
         }
-    }
-
-    /// Empties an event (redaction): everywhere in the same unit; the original goes to the auditor's table.
-    pub async fn redact(&mut self, target: &Event, by: &Arc<Event>) -> Result<()> {
-        let rules = {
-            let room = self.room(&target.room_id).await?;
-            rules_of(&room.row.version)?
-        };
-        let CanonicalJsonValue::Object(mut object) = serde_json::from_str::<CanonicalJsonValue>(&target.pdu)?
-        else {
-            return Err(Error::internal("a stored event is not an object"));
-        };
-        ruma::canonical_json::redact_in_place(&mut object, &rules.redaction, None)
-            .map_err(|error| Error::internal(error.to_string()))?;
-        let pdu = serde_json::to_string(&object)?;
-        let mut event =
-            Event::from_pdu(&pdu, target.event_id.clone(), target.room_id.clone(), target.position)?;
-        event.redacted_by = Some(by.event_id.clone());
-        let _ = event.extra.set(super::pdu::Extra { replaces: None, because: Some(Arc::clone(by)) });
-        let now = self.now;
-        store::events::redact(self.sql().await?, target, &pdu, &by.event_id, now).await?;
-        let event = Arc::new(event);
-        if let Some(state_key) = &event.state_key {
-            let kind = StateEventType::from(event.kind.to_string());
-            let room = self.room_mut(&event.room_id).await?;
-            let later: Vec<_> = room.state.events().filter_map(|e| e.with_former(&event)).collect();
-            for copy in later {
-                room.state.set(copy);
-            }
-            if room.state.event(&kind, state_key).is_some_and(|e| e.event_id == event.event_id) {
-                room.state.set(Arc::clone(&event));
-            }
-        }
-        self.pending.replaced.push(event);
-        Ok(())
     }
 }
 

@@ -55,6 +55,16 @@ pub struct AccountData {
     pub position: i64,
 }
 
+/// An event that a unit empties.
+pub(crate) struct Redacted {
+    /// The event as it is afterwards.
+    pub(crate) event: Arc<Event>,
+    /// As it was, where the auditor keeps that.
+    pub(crate) original: Option<Arc<str>>,
+    /// When.
+    pub(crate) at: i64,
+}
+
 /// Everything buffered: written by `flush`, cut back by `undo`.
 #[derive(Default)]
 pub(crate) struct Pending {
@@ -66,7 +76,7 @@ pub(crate) struct Pending {
     pub(crate) txns: Vec<(TxnKey, OwnedEventId)>,
     pub(crate) receipts: Vec<Receipt>,
     pub(crate) account_data: Vec<AccountData>,
-    pub(crate) replaced: Vec<Arc<Event>>,
+    pub(crate) redacted: Vec<Redacted>,
     pub(crate) audit: Vec<audit::Entry>,
     pub(crate) media_links: Vec<(String, String, String)>,
     /// Users to wake, beside the members of rooms with new events.
@@ -215,7 +225,8 @@ impl Batch {
 
     /// An event by its id: of this batch, of memory, or of the database.
     pub async fn event(&mut self, event_id: &EventId) -> Result<Option<Arc<Event>>> {
-        if let Some(event) = self.pending.events.iter().find(|event| event.event_id == event_id) {
+        let redacted = self.pending.redacted.iter().map(|redacted| &redacted.event).rev();
+        if let Some(event) = redacted.chain(&self.pending.events).find(|event| event.event_id == event_id) {
             return Ok(Some(Arc::clone(event)));
         }
         store::events::by_id(&mut self.conn, event_id).await
@@ -331,6 +342,8 @@ impl Batch {
         store::rooms::write_receipts(&mut script, &self.pending.receipts);
         store::personal::write_account_data(&mut script, &self.pending.account_data);
         store::media::write_links(&mut script, &self.pending.media_links);
+        // After what it empties, which may be of this batch.
+        store::events::write_redacted(&mut script, &self.pending.redacted);
         let audit_heads = self.chain.append(&mut script, &self.pending.audit)?;
         store::meta::write_position(&mut script, self.position, batch_id);
         store::meta::commit(&mut script);
@@ -377,7 +390,7 @@ impl Pending {
             self.txns.len(),
             self.receipts.len(),
             self.account_data.len(),
-            self.replaced.len(),
+            self.redacted.len(),
             self.audit.len(),
             self.media_links.len(),
             self.touched.len(),
@@ -394,7 +407,7 @@ impl Pending {
         self.txns.truncate(lengths[4]);
         self.receipts.truncate(lengths[5]);
         self.account_data.truncate(lengths[6]);
-        self.replaced.truncate(lengths[7]);
+        self.redacted.truncate(lengths[7]);
         self.audit.truncate(lengths[8]);
         self.media_links.truncate(lengths[9]);
         self.touched.truncate(lengths[10]);

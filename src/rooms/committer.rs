@@ -132,15 +132,14 @@ async fn commit_all(mut context: Context, mut conn: Conn, mut jobs: mpsc::Receiv
 }
 
 /// One transaction. Gives the connection back, or a new one where the old one failed.
-async fn commit_batch(context: &mut Context, mut conn: Conn, jobs: &mut Vec<Job>) -> Conn {
+async fn commit_batch(context: &mut Context, conn: Conn, jobs: &mut Vec<Job>) -> Conn {
     let hints: Vec<Hint> = jobs.iter().map(|job| job.hint.clone()).collect();
     let batch_id = crate::clock::random_token(16);
     let mut answers: Vec<Answer> = Vec::with_capacity(jobs.len());
     let outcome = guarded(run_units(context, conn, jobs, &hints, &batch_id, &mut answers)).await;
     let outcome = match outcome {
-        Ok((script, effects, open)) => {
-            conn = open;
-            commit(context, &mut conn, script, &batch_id).await.map(|()| (effects, conn))
+        Ok((script, effects, conn)) => {
+            commit(context, conn, script, &batch_id).await.map(|conn| (effects, conn))
         }
         Err(error) => Err(error),
     };
@@ -209,19 +208,23 @@ async fn run_units(
     Ok((script, effects, batch.into_connection()))
 }
 
-/// Writes and commits; where the outcome is unknown (the connection broke), the batch id in the database tells.
-async fn commit(context: &Context, conn: &mut Conn, script: Script, batch_id: &str) -> Result<()> {
-    let Err(error) = script.run(conn).await else { return Ok(()) };
+/// Writes and commits; where the outcome is unknown (the connection broke), the batch id in the database tells. It is asked
+/// on a new connection to write with: on PostgreSQL that is to be had only when the old session is over (its lock), and
+/// until then the COMMIT may still happen.
+async fn commit(context: &Context, mut conn: Conn, script: Script, batch_id: &str) -> Result<Conn> {
+    let Err(error) = script.run(&mut conn).await else { return Ok(conn) };
+    drop(conn);
     tracing::warn!(%error, "a commit failed; asking the database whether it happened");
-    for attempt in 0..20_u64 {
-        tokio::time::sleep(std::time::Duration::from_millis(50 * attempt)).await;
-        if let Ok(mut fresh) = context.db.read().await
-            && let Ok(stored) = store::meta::batch(&mut fresh).await
-        {
-            return if stored == batch_id { Ok(()) } else { Err(error) };
+    loop {
+        let mut fresh = reconnect(context).await;
+        match store::meta::batch(&mut fresh).await {
+            Ok(stored) if stored == batch_id => return Ok(fresh),
+            Ok(_) => return Err(error),
+            Err(error) => tracing::error!(%error, "the database does not tell whether a commit happened"),
         }
+        drop(fresh);
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     }
-    Err(error)
 }
 
 /// A new connection to write with, however long the database is away: nothing can be written meanwhile, and

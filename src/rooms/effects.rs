@@ -38,8 +38,9 @@ impl Effects {
         for event in &self.pending.events {
             changes.entry(event.room_id.clone()).or_default().push(Change::Event(Arc::clone(event)));
         }
-        for event in &self.pending.replaced {
-            changes.entry(event.room_id.clone()).or_default().push(Change::Replaced(Arc::clone(event)));
+        for redacted in &self.pending.redacted {
+            let event = Arc::clone(&redacted.event);
+            changes.entry(event.room_id.clone()).or_default().push(Change::Replaced(event));
         }
         for receipt in &self.pending.receipts {
             changes.entry(receipt.room_id.clone()).or_default().push(Change::Receipt(receipt.clone()));

@@ -30,6 +30,11 @@ impl Sight {
         after > 0 && self.ranges[after - 1].1 >= order
     }
 
+    /// The newest stretches that can be seen, oldest first, at most so many.
+    pub fn newest(&self, most: usize) -> &[(i64, i64)] {
+        &self.ranges[self.ranges.len().saturating_sub(most)..]
+    }
+
     /// Whether there are orders between two that are seen which are not.
     pub fn parts(&self, from: i64, to: i64) -> bool {
         let range = |order| self.ranges.partition_point(|(begin, _)| *begin <= order);

@@ -19,6 +19,7 @@ use super::{
     committer::Hint,
     member,
     pdu::Event,
+    redaction::{self, Redaction},
 };
 use crate::{
     audit,
@@ -183,7 +184,7 @@ pub async fn redact_by_order(
     if let Some(by) = &event.redacted_by {
         return Ok(by.clone());
     }
-    empty(batch, city, room_id, &event).await
+    empty(batch, city, room_id, &event, true).await
 }
 
 /// Begins a purge: counted, and from here on nobody can stop it. The room must be archived, its retention over, and no
@@ -265,9 +266,10 @@ pub async fn forget(server: &Arc<Server>, what: &Forget) -> Result<usize> {
     }
     let goes = |event: &Event| -> bool {
         let of_the_city = event.sender == server.city_user;
+        let edits = event.relation().filter(|relation| relation.rel_type == "m.replace");
         event.kind == TimelineEventType::RoomMessage
-            && event.redacted_by.is_none()
             && (what.events.iter().any(|id| event.event_id == *id)
+                || edits.is_some_and(|edit| what.events.contains(&edit.event_id))
                 || of_the_city
                     && event.content_str(ORIGIN).is_some_and(|origin| what.events.contains(&origin))
                 || of_the_city
@@ -283,13 +285,37 @@ pub async fn forget(server: &Arc<Server>, what: &Forget) -> Result<usize> {
         if control.as_deref() != Some(room_id.as_str()) && !matches!(kind.as_str(), "direct" | "liaison") {
             continue;
         }
+        // What was redacted before has left its original with the auditor.
+        let originals = store::events::originals(&mut server.db.read().await?, &room_id).await?;
+        let originals: Vec<String> =
+            originals.iter().filter(|event| goes(event)).map(|event| event.event_id.to_string()).collect();
+        if !originals.is_empty() {
+            total += originals.len();
+            let id = room_id.clone();
+            server
+                .commit(Hint::default(), move |batch| {
+                    Box::pin(async move {
+                        record(
+                            batch,
+                            "server",
+                            "room.forget",
+                            &id,
+                            "",
+                            &format!("{} originals", originals.len()),
+                        );
+                        store::events::forget_originals(batch.sql().await?, &originals).await
+                    })
+                })
+                .await?;
+        }
         let mut after = 0;
         loop {
             let events =
                 store::events::after(&mut server.db.read().await?, &room_id, after, FORGET_CHUNK).await?;
             let Some(last) = events.last() else { break };
             after = last.position;
-            let found: Vec<Arc<Event>> = events.into_iter().filter(|event| goes(event)).collect();
+            let found: Vec<Arc<Event>> =
+                events.into_iter().filter(|event| event.redacted_by.is_none() && goes(event)).collect();
             total += found.len();
             if found.is_empty() {
                 continue;
@@ -299,11 +325,14 @@ pub async fn forget(server: &Arc<Server>, what: &Forget) -> Result<usize> {
                 .commit(Hint { rooms: vec![id.clone()], txn: None }, move |batch| {
                     Box::pin(async move {
                         for event in &found {
-                            empty(batch, &city, &id, event).await?;
+                            // An edit among them may have gone with what it edits.
+                            let present = batch.event(&event.event_id).await?;
+                            if let Some(event) = present.filter(|event| event.redacted_by.is_none()) {
+                                empty(batch, &city, &id, &event, false).await?;
+                            }
                         }
-                        let ids: Vec<String> = found.iter().map(|event| event.event_id.to_string()).collect();
-                        record(batch, "server", "room.forget", &id, "", &format!("{} posts", ids.len()));
-                        store::events::forget_originals(batch.sql().await?, &ids).await
+                        record(batch, "server", "room.forget", &id, "", &format!("{} posts", found.len()));
+                        Ok::<_, Error>(())
                     })
                 })
                 .await?;
@@ -324,22 +353,18 @@ async fn empty(
     city: &UserId,
     room_id: &RoomId,
     event: &Arc<Event>,
+    keeps_original: bool,
 ) -> Result<OwnedEventId> {
-    let redaction = batch
-        .append(Intent {
-            room_id,
-            sender: city,
-            kind: TimelineEventType::RoomRedaction,
-            state_key: None,
-            content: CanonicalJsonObject::new(),
-            redacts: Some(&event.event_id),
-            ts: None,
-            txn: None,
-            through_closed: true,
-        })
-        .await?;
-    batch.redact(event, &redaction).await?;
-    Ok(redaction.event_id.clone())
+    let redaction = Redaction {
+        room_id,
+        sender: city,
+        event,
+        content: CanonicalJsonObject::new(),
+        txn: None,
+        through_closed: true,
+        keeps_original,
+    };
+    redaction::redact(batch, redaction).await
 }
 
 /// The certificate (消去証明書) of a purge.

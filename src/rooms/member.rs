@@ -10,7 +10,7 @@ use crate::{
     accounts::guests,
     config::CreateRooms,
     error::{Code, Result, forbidden, not_found, refuse},
-    store::{self, personal::Profile},
+    store::{self, accounts::Account, personal::Profile},
 };
 
 /// Display name and avatar, for member events.
@@ -65,8 +65,38 @@ async fn invite_with(
     reason: Option<&str>,
     is_direct: bool,
 ) -> Result<()> {
+    let account = check_invitation(batch, room_id, sender, target).await?;
+    let profile = profile(batch, target).await?;
+    let mut invited = content("invite", &profile, reason);
+    if is_direct {
+        invited["is_direct"] = true.into();
+    }
+    batch.append(Intent::state(room_id, sender, "m.room.member", target.as_str(), invited)?).await?;
+    let city = sender.localpart() == "city" && sender.server_name() == batch.server_name();
+    if city && batch.policy.accept_city_invitations && account.kind != "appservice" {
+        let joined = content("join", &profile, None);
+        batch.append(Intent::state(room_id, target, "m.room.member", target.as_str(), joined)?).await?;
+    }
+    Ok(())
+}
+
+/// What every invitation must fit, in whatever way it comes; the account of whom it is for.
+pub async fn check_invitation(
+    batch: &mut Batch,
+    room_id: &RoomId,
+    sender: &UserId,
+    target: &UserId,
+) -> Result<Account> {
     if target.server_name() != batch.server_name() {
         return Err(forbidden("People of other servers cannot be invited: this server does not federate."));
+    }
+    let room = batch.room(room_id).await?;
+    if room.state.membership(target) == MembershipState::Join
+        && room.state.membership(sender) == MembershipState::Join
+    {
+        // Bridges go on where they are told so (MSC3848, by its unstable name; the words are another server's of old).
+        return Err(forbidden("This person is already in the room.")
+            .with("org.matrix.msc3848.unstable.errcode", "ORG.MATRIX.MSC3848.ALREADY_JOINED"));
     }
     if batch.policy.create_rooms == CreateRooms::City {
         let room = batch.room(room_id).await?;
@@ -84,18 +114,7 @@ async fn invite_with(
         return Err(not_found("There is no such account."));
     };
     invites::check(batch.reading(), sender, target).await?;
-    let profile = profile(batch, target).await?;
-    let mut invited = content("invite", &profile, reason);
-    if is_direct {
-        invited["is_direct"] = true.into();
-    }
-    batch.append(Intent::state(room_id, sender, "m.room.member", target.as_str(), invited)?).await?;
-    let city = sender.localpart() == "city" && sender.server_name() == batch.server_name();
-    if city && batch.policy.accept_city_invitations && account.kind != "appservice" {
-        let joined = content("join", &profile, None);
-        batch.append(Intent::state(room_id, target, "m.room.member", target.as_str(), joined)?).await?;
-    }
-    Ok(())
+    Ok(account)
 }
 
 /// Joins a room that the user is invited to, that is open to all, or that lets the members of another room in.

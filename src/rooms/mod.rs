@@ -16,6 +16,7 @@ pub mod live;
 pub mod member;
 pub mod pdu;
 pub mod presence;
+pub mod redaction;
 pub mod reports;
 pub mod send;
 pub mod state;

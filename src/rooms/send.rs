@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use ruma::{
-    CanonicalJsonObject, EventId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId,
-    RoomId, UserId,
+    CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId,
+    OwnedUserId, RoomAliasId, RoomId, UserId,
     events::{StateEventType, TimelineEventType},
 };
 use serde_json::Value;
@@ -14,10 +14,12 @@ use super::{
     batch::Batch,
     committer::{Hint, TxnKey},
     live::Receipt,
+    member,
     pdu::Event,
+    redaction::{self, Redaction},
 };
 use crate::{
-    audit::Origin,
+    audit::{self, Origin},
     config::{CreateRooms, Encryption},
     error::{Code, Result, forbidden, invalid, not_found, refuse},
     server::Server,
@@ -81,6 +83,9 @@ pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
                 }
                 if kind == "m.reaction" {
                     check_reaction(batch, &sending).await?;
+                }
+                if kind == "m.room.member" && sending.state_key.is_some() {
+                    check_member(batch, &sending).await?;
                 }
                 let intent = Intent {
                     room_id: &sending.room_id,
@@ -187,6 +192,40 @@ async fn check_aliases(batch: &mut Batch, sending: &Sending) -> Result<()> {
     Ok(())
 }
 
+/// A membership that an appservice sets as state, with fields of its own: bound by the same rules as the endpoint for it, and
+/// with the same line in the audit log (C23).
+async fn check_member(batch: &mut Batch, sending: &Sending) -> Result<()> {
+    let target = OwnedUserId::try_from(sending.state_key.as_deref().unwrap_or_default())
+        .map_err(|_| invalid("The state key is no user id."))?;
+    let membership =
+        sending.content.get("membership").and_then(CanonicalJsonValue::as_str).unwrap_or_default();
+    if membership == "invite" {
+        member::check_invitation(batch, &sending.room_id, &sending.sender, &target).await?;
+    }
+    let before = batch.room(&sending.room_id).await?.state.membership(&target);
+    let action = match membership {
+        now if now == before.as_str() => return Ok(()),
+        "invite" => "member.invite",
+        "join" => "member.join",
+        "knock" => "member.knock",
+        "ban" => "member.ban",
+        _ if target == sending.sender => "member.leave",
+        _ if before.as_str() == "ban" => "member.unban",
+        _ => "member.remove",
+    };
+    let at = batch.now;
+    batch.audit(audit::Entry {
+        at,
+        actor: sending.sender.to_string(),
+        action: action.to_owned(),
+        target: target.to_string(),
+        room_id: sending.room_id.to_string(),
+        result: "ok".to_owned(),
+        ..audit::Entry::default()
+    });
+    Ok(())
+}
+
 /// One reaction of a kind per person and event (client-server API, "Event annotations and reactions").
 async fn check_reaction(batch: &mut Batch, sending: &Sending) -> Result<()> {
     if sending.txn.as_ref().is_some_and(|key| batch.known_txn(key).is_some()) {
@@ -212,7 +251,7 @@ async fn check_reaction(batch: &mut Batch, sending: &Sending) -> Result<()> {
     Ok(())
 }
 
-/// Redacts an event: one's own always, others' by power level.
+/// Redacts an event with the edits of it: one's own always, others' by power level.
 pub async fn redact(
     server: &Server,
     room_id: OwnedRoomId,
@@ -247,23 +286,16 @@ pub async fn redact(
                 if let Some(reason) = reason {
                     content.insert("reason".to_owned(), reason.into());
                 }
-                let redaction = batch
-                    .append(Intent {
-                        room_id: &room_id,
-                        sender: &sender,
-                        kind: TimelineEventType::RoomRedaction,
-                        state_key: None,
-                        content,
-                        redacts: Some(&target),
-                        ts: None,
-                        txn,
-                        through_closed: false,
-                    })
-                    .await?;
-                if event.redacted_by.is_none() {
-                    batch.redact(&event, &redaction).await?;
-                }
-                Ok(redaction.event_id.clone())
+                let redaction = Redaction {
+                    room_id: &room_id,
+                    sender: &sender,
+                    event: &event,
+                    content,
+                    txn,
+                    through_closed: false,
+                    keeps_original: true,
+                };
+                redaction::redact(batch, redaction).await
             })
         })
         .await

@@ -404,6 +404,17 @@ pub async fn insert_terminal(conn: &mut Conn, terminal: &Terminal, now: i64) -> 
     Ok(())
 }
 
+/// A terminal was used.
+pub async fn terminal_seen(conn: &mut Conn, id: i64, at: i64) -> Result<()> {
+    run!(
+        conn,
+        "UPDATE terminals SET last_seen = $2 WHERE id = $1 AND (last_seen IS NULL OR last_seen < $2)",
+        id,
+        at
+    )?;
+    Ok(())
+}
+
 /// A terminal by its number.
 pub async fn terminal(conn: &mut Conn, id: i64) -> Result<Option<Terminal>> {
     one!(
@@ -682,9 +693,15 @@ pub async fn delete_check(conn: &mut Conn, sid: &str) -> Result<()> {
     Ok(())
 }
 
-/// The accounts that have an address.
+/// The accounts that have an address and were not ended; two at most.
 pub async fn users_of_address(conn: &mut Conn, address: &str) -> Result<Vec<String>> {
-    let rows = all!(conn, (String,), "SELECT user_id FROM threepids WHERE address = $1 LIMIT 2", address)?;
+    let rows = all!(
+        conn,
+        (String,),
+        "SELECT t.user_id FROM threepids t JOIN accounts a ON a.user_id = t.user_id \
+         WHERE t.address = $1 AND a.status <> 'ended' LIMIT 2",
+        address
+    )?;
     Ok(rows.into_iter().map(|(user_id,)| user_id).collect())
 }
 
@@ -715,6 +732,12 @@ pub async fn add_address(
         validated_at,
         now
     )?;
+    Ok(())
+}
+
+/// Removes all addresses of a user.
+pub async fn remove_addresses(conn: &mut Conn, user_id: &str) -> Result<()> {
+    run!(conn, "DELETE FROM threepids WHERE user_id = $1", user_id)?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use crate::{
     audit::Origin,
     error::Result,
     rooms::{
-        batch::Pending,
+        batch::{Pending, Redacted},
         pdu::{Event, Transaction},
     },
 };
@@ -188,10 +188,54 @@ pub(crate) fn insert(script: &mut Script, pending: &Pending) {
     );
 }
 
+/// Replaces redacted events' JSON and keeps the originals for the auditor; their relations, search entries and links to
+/// media go.
+pub(crate) fn write_redacted(script: &mut Script, list: &[Redacted]) {
+    for redacted in list {
+        let (id, by) = (redacted.event.event_id.as_str(), redacted.event.redacted_by.as_deref());
+        if let Some(original) = &redacted.original {
+            queue!(
+                script,
+                "INSERT INTO event_originals (event_id, pdu, redacted_at) VALUES (",
+                id,
+                ", ",
+                &**original,
+                ", ",
+                redacted.at,
+                ") ON CONFLICT DO NOTHING"
+            );
+        }
+        queue!(
+            script,
+            "UPDATE events SET pdu = ",
+            &*redacted.event.pdu,
+            ", redacted_by = ",
+            by.map(EventId::as_str),
+            " WHERE event_id = ",
+            id,
+            ""
+        );
+        queue!(script, "DELETE FROM relations WHERE event_id = ", id, "");
+        queue!(script, "DELETE FROM search_terms WHERE position = ", redacted.event.position, "");
+        queue!(script, "DELETE FROM media_links WHERE event_id = ", id, "");
+    }
+}
+
 /// Drops the originals of redacted events: of what was redacted because its subject's record was purged.
 pub async fn forget_originals(conn: &mut Conn, ids: &[String]) -> Result<()> {
     super::run_in!(conn, "DELETE FROM event_originals WHERE event_id IN ", ids);
     Ok(())
+}
+
+/// The originals of a room's redacted events, as events.
+pub async fn originals(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Arc<Event>>> {
+    events(all!(
+        conn,
+        Row,
+        "SELECT e.position, e.event_id, e.room_id, o.pdu, e.redacted_by, e.device_id, e.txn_id \
+         FROM event_originals o JOIN events e ON e.event_id = o.event_id WHERE e.room_id = $1",
+        room_id.as_str()
+    )?)
 }
 
 /// An event by its id.
@@ -387,24 +431,6 @@ pub async fn related(
         )?
     };
     events(rows)
-}
-
-/// Replaces a redacted event's JSON and keeps the original for the auditor; its relations, search entries and
-/// links to media go.
-pub async fn redact(conn: &mut Conn, target: &Event, pdu: &str, by: &EventId, now: i64) -> Result<()> {
-    let id = target.event_id.as_str();
-    run!(
-        conn,
-        "INSERT INTO event_originals (event_id, pdu, redacted_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-        id,
-        &*target.pdu,
-        now
-    )?;
-    run!(conn, "UPDATE events SET pdu = $1, redacted_by = $2 WHERE event_id = $3", pdu, by.as_str(), id)?;
-    run!(conn, "DELETE FROM relations WHERE event_id = $1", id)?;
-    run!(conn, "DELETE FROM search_terms WHERE position = $1", target.position)?;
-    run!(conn, "DELETE FROM media_links WHERE event_id = $1", id)?;
-    Ok(())
 }
 
 /// Drops transaction ids older than a time.

@@ -266,7 +266,7 @@ pub async fn to_device_bytes(conn: &mut Conn, user_id: &str, device_id: &str) ->
     Ok(one!(
         conn,
         (i64,),
-        "SELECT CAST(COALESCE(SUM(LENGTH(event)), 0) AS BIGINT) FROM to_device WHERE user_id = $1 AND device_id = $2",
+        "SELECT CAST(COALESCE(SUM(OCTET_LENGTH(event)), 0) AS BIGINT) FROM to_device WHERE user_id = $1 AND device_id = $2",
         user_id,
         device_id
     )?

@@ -194,3 +194,21 @@ pub async fn delete(conn: &mut Conn, media_id: &str) -> Result<Option<String>> {
 pub async fn blobs(conn: &mut Conn) -> Result<Vec<(String, i64)>> {
     all!(conn, (String, i64), "SELECT sha256, bytes FROM blobs ORDER BY sha256")
 }
+
+/// A medium is its uploader's picture no more.
+pub async fn unlink_picture(conn: &mut Conn, media_id: &str) -> Result<()> {
+    run!(conn, "DELETE FROM media_links WHERE media_id = $1 AND room_id = '' AND event_id = ''", media_id)?;
+    Ok(())
+}
+
+/// Forgets a blob and all media of it: a restore's, where the file was gone before the backup had copied it.
+pub async fn forget_blob(conn: &mut Conn, sha256: &str) -> Result<()> {
+    run!(
+        conn,
+        "DELETE FROM media_links WHERE media_id IN (SELECT media_id FROM media WHERE sha256 = $1)",
+        sha256
+    )?;
+    run!(conn, "DELETE FROM media WHERE sha256 = $1", sha256)?;
+    run!(conn, "DELETE FROM blobs WHERE sha256 = $1", sha256)?;
+    Ok(())
+}

@@ -187,6 +187,10 @@ impl Db {
     /// Opens the database, migrating it if need be. `url` is `sqlite:` (the file `heya.sqlite` in the data
     /// folder), `sqlite:PATH`, or a `postgres://…` URL.
     pub async fn open(url: &str, data_dir: &Path) -> Result<Self> {
+        Self::connect(url, data_dir, true).await
+    }
+
+    async fn connect(url: &str, data_dir: &Path, migrate: bool) -> Result<Self> {
         if let Some(path) = Self::sqlite_file(url, data_dir) {
             let options = SqliteConnectOptions::new()
                 .filename(path)
@@ -200,7 +204,9 @@ impl Db {
                 .log_statements(tracing::log::LevelFilter::Off)
                 .log_slow_statements(tracing::log::LevelFilter::Off, Duration::ZERO);
             let mut writer = options.clone().connect().await?;
-            MIGRATIONS.run(&mut writer).await?;
+            if migrate {
+                MIGRATIONS.run(&mut writer).await?;
+            }
             writer.close().await?;
             let pool = SqlitePoolOptions::new()
                 .max_connections(8)
@@ -227,7 +233,9 @@ impl Db {
                      TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C', so that both databases sort alike"
                 )));
             }
-            MIGRATIONS.run(&pool).await?;
+            if migrate {
+                MIGRATIONS.run(&pool).await?;
+            }
             Ok(Self::Postgres(pool, options))
         }
     }
@@ -238,14 +246,28 @@ impl Db {
         Some(if path.is_empty() { data_dir.join("heya.sqlite") } else { path.into() })
     }
 
-    /// As [`Db::open`], of a database that is there: nothing is made where a name was mistyped.
+    /// Opens a database that is there, beside a server that may be running: nothing is made where a name was mistyped, and
+    /// no table is changed under the server by a newer binary.
     pub async fn open_existing(url: &str, data_dir: &Path) -> Result<Self> {
         if let Some(path) = Self::sqlite_file(url, data_dir)
             && !path.exists()
         {
             return Err(Error::internal(format!("there is no database {}", path.display())));
         }
-        Self::open(url, data_dir).await
+        let db = Self::connect(url, data_dir, false).await?;
+        let applied: Vec<(i64,)> = all!(
+            &mut db.read().await?,
+            (i64,),
+            "SELECT version FROM _sqlx_migrations WHERE success ORDER BY version"
+        )?;
+        let ours: Vec<(i64,)> = MIGRATIONS.iter().map(|migration| (migration.version,)).collect();
+        if applied != ours {
+            return Err(Error::internal(
+                "the database is of another version of heya: start the server of this version first \
+                 (先に heya serve をこの版で起動してください)",
+            ));
+        }
+        Ok(db)
     }
 
     /// A connection to read with.

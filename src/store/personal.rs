@@ -203,6 +203,18 @@ pub async fn rename_device(
     )? > 0)
 }
 
+/// A device was used.
+pub async fn seen(conn: &mut Conn, user_id: &str, device_id: &str, at: i64) -> Result<()> {
+    run!(
+        conn,
+        "UPDATE devices SET last_seen = $3 WHERE user_id = $1 AND device_id = $2 AND (last_seen IS NULL OR last_seen < $3)",
+        user_id,
+        device_id,
+        at
+    )?;
+    Ok(())
+}
+
 /// Ends a device: its sessions, keys, messages and pushers go with it. Tells whether it had keys.
 pub async fn delete_device(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<bool> {
     super::accounts::delete_session(conn, user_id, device_id).await?;

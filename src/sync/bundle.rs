@@ -28,6 +28,8 @@ use crate::{
 
 /// References told of one event.
 const REFERENCES_MAX: usize = 100;
+/// Stretches of a room that somebody sees, with hidden ones between them, looked at: the newest.
+const STRETCHES_MAX: usize = 16;
 /// Relations looked through for a valid edit, where the newest is none.
 const EDITS_TRIED_MAX: usize = 50;
 
@@ -183,8 +185,11 @@ impl Search<'_> {
             older.iter().map(|event| (event.event_id.as_str(), *event)).collect();
         let ids: Vec<String> = by_id.keys().map(|id| (*id).to_owned()).collect();
         let mut conn = self.server.db.read().await?;
-        let between = (self.sight.from(), self.sight.upto());
-        let tallies = store::relations::tallies(&mut conn, self.room_id, &ids, between).await?;
+        let mut tallies = Vec::new();
+        for (from, to) in self.sight.newest(STRETCHES_MAX) {
+            let between = (*from, (*to).min(self.sight.upto()));
+            tallies.extend(store::relations::tallies(&mut conn, self.room_id, &ids, between).await?);
+        }
         let tallies: Vec<(&Arc<Event>, Tally)> = tallies
             .into_iter()
             .filter(|tally| !self.ignored.users().iter().any(|ignored| ignored.as_str() == tally.sender))
@@ -205,7 +210,8 @@ impl Search<'_> {
                         && tally.sender == target.sender.as_str()
                         && tally.kind == target.kind.to_string() =>
                 {
-                    edits.insert(id, tally.newest);
+                    let newest = edits.entry(id).or_insert(tally.newest);
+                    *newest = tally.newest.max(*newest);
                 }
                 "m.thread" => {
                     let newest = latest.entry(id).or_insert(tally.newest);

@@ -26,12 +26,8 @@ pub fn is_lazy(filter: &RoomEventFilter) -> bool {
 
 /// Whether an event passes.
 pub fn passes(filter: &RoomEventFilter, event: &Event) -> bool {
-    let kind = event.kind.to_string();
-    if filter.not_types.iter().any(|pattern| matches(pattern, &kind)) {
-        return false;
-    }
-    if let Some(types) = &filter.types
-        && !types.iter().any(|pattern| matches(pattern, &kind))
+    if !kind_passes(filter.types.as_deref(), &filter.not_types, &event.kind.to_string())
+        || !room_passes(filter, &event.room_id)
     {
         return false;
     }
@@ -48,6 +44,17 @@ pub fn passes(filter: &RoomEventFilter, event: &Event) -> bool {
         Some(UrlFilter::EventsWithoutUrl) => event.content_str("url").is_none(),
         _ => true,
     }
+}
+
+/// Whether a type passes: what is not in a room's timeline or state has no more than that.
+pub fn kind_passes(types: Option<&[String]>, not_types: &[String], kind: &str) -> bool {
+    !not_types.iter().any(|pattern| matches(pattern, kind))
+        && types.is_none_or(|types| types.iter().any(|pattern| matches(pattern, kind)))
+}
+
+/// Whether something of a room that has a type and no sender passes: account data, receipts, typing.
+pub fn of_room_passes(filter: &RoomEventFilter, room_id: &ruma::RoomId, kind: &str) -> bool {
+    room_passes(filter, room_id) && kind_passes(filter.types.as_deref(), &filter.not_types, kind)
 }
 
 /// Whether a room passes.

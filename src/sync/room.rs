@@ -49,6 +49,8 @@ pub struct Wanted<'a> {
     pub upto: SyncToken,
     /// The room part of the filter.
     pub filter: &'a RoomFilter,
+    /// Events as they are stored and signed (`event_format`: `federation`).
+    pub raw: bool,
     /// All state, even of rooms that were known.
     pub full_state: bool,
     /// `state_after` instead of `state` (MSC4222, v1.16).
@@ -191,7 +193,7 @@ pub async fn write_joined(
         history::complete(&mut server.db.read().await?, &chunk.events).await?;
     }
     let state = state_part(server, wanted, &view, &chunk, fresh).await?;
-    let ephemeral = ephemeral(wanted, &room, fresh);
+    let ephemeral = ephemeral(wanted, room_id, &room, fresh);
     let account_data = wanted.account_data.get(room_id.as_str());
     // What the filter hides may change who is in the room and what is unread all the same.
     let hidden_news = !fresh && view.row.last_position > from && hides(&wanted.filter.timeline);
@@ -224,9 +226,7 @@ pub async fn write_joined(
     let start = chunk.events.first().map_or(wanted.upto.position, |event| event.position - 1);
     let bundles = bundle::bundle(server, wanted.who, &room, &sight, &chunk.events).await?;
     out.push_str("{\"timeline\":{\"events\":");
-    write_list(out, &chunk.events, |out, event| {
-        write_bundled(out, event, &bundles, wanted.who, wanted.now, false);
-    });
+    write_list(out, &chunk.events, |out, event| wanted.write(out, event, Some(&bundles)));
     let _ = write!(
         out,
         ",\"limited\":{},\"prev_batch\":\"{}\"}}",
@@ -234,7 +234,7 @@ pub async fn write_joined(
         room_token(start, &server.epoch)
     );
     let _ = write!(out, ",\"{}\":{{\"events\":", wanted.state_key());
-    write_list(out, &state, |out, event| write_event(out, event, Some(wanted.who), wanted.now, false));
+    write_list(out, &state, |out, event| wanted.write(out, event, None));
     out.push_str("},\"ephemeral\":{\"events\":");
     write_list(out, &ephemeral, |out, event| out.push_str(event));
     out.push_str("},\"account_data\":{\"events\":");
@@ -297,6 +297,14 @@ pub fn timeline_limit(filter: &RoomFilter) -> usize {
 }
 
 impl Wanted<'_> {
+    fn write(&self, out: &mut String, event: &Event, bundles: Option<&bundle::Bundles>) {
+        match bundles {
+            _ if self.raw => out.push_str(&event.pdu),
+            Some(bundles) => write_bundled(out, event, bundles, self.who, self.now, false),
+            None => write_event(out, event, Some(self.who), self.now, false),
+        }
+    }
+
     /// The name under which a room's state goes out.
     fn state_key(&self) -> &'static str {
         match (self.state_after, self.unstable_state_after) {
@@ -404,6 +412,7 @@ pub async fn write_left(
     wanted: &Wanted<'_>,
     room_id: &RoomId,
     membership: &Membership,
+    delivered: &mut Vec<(OwnedRoomId, i64)>,
     out: &mut String,
 ) -> Result<()> {
     let room = server.live.room(&server.db, room_id).await?;
@@ -447,14 +456,12 @@ pub async fn write_left(
         history::complete(&mut server.db.read().await?, &chunk.events).await?;
     }
     let start = chunk.events.first().map_or(left_at, |event| event.position - 1);
-    let write = |out: &mut String, event: &Arc<Event>| {
-        write_event(out, event, Some(wanted.who), wanted.now, false);
-    };
+    if let Some(newest) = chunk.events.iter().rfind(|event| event.event_id != membership.event_id) {
+        delivered.push((room_id.to_owned(), newest.position));
+    }
     let _ =
         write!(out, "{}\"{room_id}\":{{\"timeline\":{{\"events\":", if out.is_empty() { "" } else { "," });
-    write_list(out, &chunk.events, |out, event| {
-        write_bundled(out, event, &bundles, wanted.who, wanted.now, false);
-    });
+    write_list(out, &chunk.events, |out, event| wanted.write(out, event, Some(&bundles)));
     let _ = write!(
         out,
         ",\"limited\":{},\"prev_batch\":\"{}\"}},\"{}\":{{\"events\":",
@@ -462,7 +469,7 @@ pub async fn write_left(
         room_token(start, &server.epoch),
         wanted.state_key(),
     );
-    write_list(out, &state, write);
+    write_list(out, &state, |out, event| wanted.write(out, event, None));
     out.push_str("},\"account_data\":{\"events\":");
     let account_data = wanted.account_data.get(room_id.as_str());
     write_list(out, account_data.into_iter().flatten(), |out, (kind, content)| {
@@ -517,17 +524,20 @@ fn lazy_members_of(wanted: &Wanted<'_>, view: &RoomView, chunk: &Chunk) -> Vec<A
         .collect()
 }
 
-fn ephemeral(wanted: &Wanted<'_>, room: &LiveRoom, fresh: bool) -> Vec<String> {
+fn ephemeral(wanted: &Wanted<'_>, room_id: &RoomId, room: &LiveRoom, fresh: bool) -> Vec<String> {
     let mut events = Vec::new();
     let since = if fresh { 0 } else { wanted.since.position };
+    let passes = |kind| filter::of_room_passes(&wanted.filter.ephemeral, room_id, kind);
+    let told = passes("m.receipt");
     events.extend(receipts(room, |receipt| {
         let mine = receipt.user_id == wanted.who.user_id;
-        receipt.position > since
+        told && receipt.position > since
             && receipt.position <= wanted.upto.position
             && (receipt.kind != "m.read.private" || mine)
     }));
     let typing_at = room.typing_at.load(Ordering::Acquire);
-    if wanted.retell_typing || typing_at > if fresh { 0 } else { wanted.since.volatile } {
+    let typed = wanted.retell_typing || typing_at > if fresh { 0 } else { wanted.since.volatile };
+    if typed && passes("m.typing") {
         let users: Vec<OwnedUserId> = room.typing_users();
         events.push(serde_json::json!({"type": "m.typing", "content": {"user_ids": users}}).to_string());
     }

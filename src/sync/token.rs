@@ -3,6 +3,9 @@
 
 use crate::error::{Code, Result, refuse};
 
+/// No position or order comes near it: one more or less is never too much.
+const ORDER_MAX: i64 = 1 << 62;
+
 /// A place in the stream, for `/sync`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SyncToken {
@@ -29,7 +32,7 @@ impl SyncToken {
             ["h1", of, position, volatile, typed @ ..] if matches!(typed, [] | ["t"]) => {
                 let position = position.parse::<i64>().map_err(|_| bad())?;
                 let volatile = volatile.parse().map_err(|_| bad())?;
-                if position < 0 {
+                if !(0..ORDER_MAX).contains(&position) {
                     return Err(bad());
                 }
                 Ok((*of == epoch).then_some(Self { position, volatile, typed: !typed.is_empty() }))
@@ -51,7 +54,9 @@ pub fn parse_room_token(text: &str, epoch: &str) -> Result<i64> {
     };
     let parts: Vec<&str> = text.split('_').collect();
     match parts.as_slice() {
-        ["r1", of, order] if *of == epoch => order.parse().map_err(|_| bad()),
+        ["r1", of, order] if *of == epoch => {
+            order.parse().ok().filter(|order| (-ORDER_MAX..ORDER_MAX).contains(order)).ok_or_else(bad)
+        }
         ["h1", ..] => Ok(SyncToken::parse(text, epoch)?.ok_or_else(bad)?.position),
         _ => Err(bad()),
     }
@@ -74,5 +79,6 @@ mod tests {
         assert_eq!(parse_room_token(&room_token(-4, "abc"), "abc").unwrap(), -4);
         assert_eq!(parse_room_token(&token.to_text("abc"), "abc").unwrap(), 77);
         assert!(parse_room_token(&room_token(4, "abc"), "new").is_err());
+        assert!(parse_room_token(&room_token(i64::MAX, "abc"), "abc").is_err());
     }
 }

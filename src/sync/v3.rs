@@ -9,7 +9,7 @@ use std::{
 
 use ruma::{
     OwnedRoomId, RoomId,
-    api::client::filter::{FilterDefinition, RoomFilter},
+    api::client::filter::{EventFormat, FilterDefinition, RoomFilter},
     events::StateEventType,
 };
 
@@ -157,6 +157,9 @@ async fn answer(
         )
         .await?;
         for (room_id, kind, content) in rows {
+            if !data_passes(definition, &room_id, &kind) {
+                continue;
+            }
             account_data.entry(room_id).or_default().push((kind, content));
         }
     }
@@ -168,8 +171,9 @@ async fn answer(
         for (room_id, _) in memberships.iter().filter(|(_, membership)| came(membership)) {
             let mut conn = server.db.read().await?;
             let (user_id, room_id) = (who.user_id.as_str(), room_id.as_str());
-            let all =
+            let mut all =
                 store::personal::account_data_of_room(&mut conn, user_id, room_id, upto.position).await?;
+            all.retain(|(kind, _)| data_passes(definition, room_id, kind));
             if !all.is_empty() {
                 account_data.insert(room_id.to_owned(), all);
             }
@@ -177,6 +181,7 @@ async fn answer(
     }
     let e2ee = keys::sync::e2ee(server, who, since.position, upto.position).await?;
     if since.position == 0
+        && data_passes(definition, "", "m.push_rules")
         && !account_data.get("").is_some_and(|l| l.iter().any(|(k, _)| k == "m.push_rules"))
     {
         let rules = crate::push::rules::ruleset(server, &who.user_id).await?;
@@ -188,6 +193,7 @@ async fn answer(
         since,
         upto,
         filter: &definition.room,
+        raw: definition.event_format == EventFormat::Federation,
         full_state: request.full_state,
         state_after: request.state_after,
         retell_typing: retell_typing(server, since),
@@ -245,7 +251,8 @@ async fn answer(
                             && account_data.contains_key(room_id.as_str())
                 };
                 if told {
-                    room::write_left(server, &wanted, room_id, membership, &mut leave).await?;
+                    room::write_left(server, &wanted, room_id, membership, &mut delivered, &mut leave)
+                        .await?;
                 }
             }
             _ => {}
@@ -302,13 +309,21 @@ fn is_wanted(filter: &RoomFilter, room_id: &OwnedRoomId) -> bool {
     !filter.not_rooms.contains(room_id) && filter.rooms.as_ref().is_none_or(|rooms| rooms.contains(room_id))
 }
 
+/// Whether the filter lets account data through; `room_id` is "" for what belongs to no room.
+fn data_passes(definition: &FilterDefinition, room_id: &str, kind: &str) -> bool {
+    if room_id.is_empty() {
+        let filter = &definition.account_data;
+        return filter::kind_passes(filter.types.as_deref(), &filter.not_types, kind);
+    }
+    <&RoomId>::try_from(room_id)
+        .is_ok_and(|room_id| filter::of_room_passes(&definition.room.account_data, room_id, kind))
+}
+
 /// Whether the filter lets somebody's presence through.
 fn passes_presence(filter: &ruma::api::client::filter::Filter, user_id: &ruma::UserId) -> bool {
-    let is_presence = |kind: &String| matches!(kind.as_str(), "m.presence" | "*" | "m.*");
     !filter.not_senders.iter().any(|id| id == user_id)
         && filter.senders.as_ref().is_none_or(|senders| senders.iter().any(|id| id == user_id))
-        && !filter.not_types.iter().any(is_presence)
-        && filter.types.as_ref().is_none_or(|types| types.iter().any(is_presence))
+        && filter::kind_passes(filter.types.as_deref(), &filter.not_types, "m.presence")
 }
 
 /// Whose devices changed, and how many one-time keys the device has left; clients upload more when they see few.

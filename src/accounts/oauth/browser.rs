@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use ruma::OwnedUserId;
 
 use crate::{
-    accounts::{sessions::hash_of, terminals::Known},
+    accounts::{login::Proven, sessions::hash_of, terminals::Known},
     error::Result,
     server::Server,
     store,
@@ -26,20 +26,19 @@ pub struct Browser {
     /// Who.
     pub user_id: OwnedUserId,
     terminal: Option<i64>,
-    /// The password's hash at the beginning: a new password ends it.
-    password_hash: Option<String>,
+    /// A new password ends it.
+    proven: Proven,
     since: i64,
 }
 
 /// Begins one for somebody who has just given ID and password; its cookie.
-pub async fn begin(server: &Server, user_id: OwnedUserId, terminal: Option<&Known>) -> Result<String> {
-    let account = store::accounts::account(&mut server.db.read().await?, user_id.as_str()).await?;
+pub fn begin(server: &Server, proven: Proven, terminal: Option<&Known>) -> String {
     let now = server.now();
     let cookie = crate::clock::random_token(43);
     let browser = Browser {
-        user_id,
+        user_id: proven.user_id.clone(),
         terminal: terminal.map(|known| known.terminal),
-        password_hash: account.and_then(|account| account.password_hash),
+        proven,
         since: now,
     };
     let mut all = server.oauth.browsers.lock();
@@ -52,7 +51,7 @@ pub async fn begin(server: &Server, user_id: OwnedUserId, terminal: Option<&Know
         all.remove(&oldest);
     }
     all.insert(hash_of(&cookie), browser);
-    Ok(cookie)
+    cookie
 }
 
 /// The one of a cookie, on the same terminal, while account and password are as they were.
@@ -63,8 +62,7 @@ pub async fn of(server: &Server, cookie: &str, terminal: Option<&Known>) -> Resu
         found.filter(|one| now - one.since < LIFE_MS && one.terminal == terminal.map(|known| known.terminal));
     let Some(found) = found else { return Ok(None) };
     let account = store::accounts::account(&mut server.db.read().await?, found.user_id.as_str()).await?;
-    let same = account.is_some_and(|a| a.status == "active" && a.password_hash == found.password_hash);
-    Ok(same.then_some(found))
+    Ok(found.proven.holds(account.as_ref()).then_some(found))
 }
 
 /// Ends one.

@@ -11,6 +11,7 @@ use url::Url;
 use super::{Failed, Told, told};
 use crate::{
     error::{Code, refuse},
+    http::limits::network,
     rooms::committer::Hint,
     server::Server,
     store,
@@ -302,7 +303,7 @@ fn count(server: &Server, address: IpAddr) -> Result<(), Failed> {
     if all.len() >= ADDRESSES_MAX {
         all.retain(|_, (_, since)| now - *since < HOUR_MS);
     }
-    let (n, since) = all.entry(address).or_insert((0, now));
+    let (n, since) = all.entry(network(address)).or_insert((0, now));
     if now - *since >= HOUR_MS {
         (*n, *since) = (0, now);
     }

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     accounts::{
+        login::{self, Proven},
         sessions::{self, Binding, New, Refreshed, Refreshing, Tokens, hash_of},
         terminals::Known,
     },
@@ -58,7 +59,7 @@ impl Here {
 }
 
 /// Gives a code to a client for somebody who has just given ID and password on a connection of this terminal.
-pub async fn give_code(server: &Arc<Server>, asked: &Asked, user_id: &UserId, here: &Here) -> Result<String> {
+pub async fn give_code(server: &Arc<Server>, asked: &Asked, proven: Proven, here: &Here) -> Result<String> {
     let code = crate::clock::random_token(43);
     let now = server.now();
     let row = CodeRow {
@@ -66,7 +67,7 @@ pub async fn give_code(server: &Arc<Server>, asked: &Asked, user_id: &UserId, he
         client_id: asked.back.client.id.clone(),
         redirect_uri: asked.back.redirect_uri.clone(),
         challenge: asked.challenge.clone(),
-        user_id: user_id.to_string(),
+        user_id: proven.user_id.to_string(),
         device_id: asked.scope.device_id.clone(),
         scope: asked.scope.granted.clone(),
         terminal: here.terminal.as_ref().map(|known| known.terminal),
@@ -74,10 +75,14 @@ pub async fn give_code(server: &Arc<Server>, asked: &Asked, user_id: &UserId, he
         expires_at: now + CODE_MS,
         used_at: None,
     };
-    let entry = here.entry(user_id.as_str(), now, "oauth.authorize", "ok", &asked.back.client.host());
+    let entry = here.entry(proven.user_id.as_str(), now, "oauth.authorize", "ok", &asked.back.client.host());
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
+                let account = store::accounts::account(batch.reading(), &row.user_id).await?;
+                if !proven.holds(account.as_ref()) {
+                    return Err(login::refused());
+                }
                 batch.audit(entry);
                 let conn = batch.sql().await?;
                 store::oauth::client_is_used(conn, &row.client_id, now).await?;
@@ -160,6 +165,7 @@ pub async fn exchange(server: &Arc<Server>, handed: HandedIn, here: Here) -> Res
                     scope: Scope { device_id: code.device_id, granted: code.scope },
                     terminal: code.terminal,
                     certificate: code.certificate,
+                    proven: None,
                 };
                 begin(batch, &server, &client, grant, binding, lifetime, &here).await
             })
@@ -190,6 +196,9 @@ pub struct Grant {
     pub terminal: Option<i64>,
     /// Its certificate (hex).
     pub certificate: Option<String>,
+    /// Of a grant in memory: who proved to be there, and how often all their log-ins had been ended by then. (A code is a
+    /// row, and goes with them.)
+    pub proven: Option<(Proven, u64)>,
 }
 
 async fn begin(
@@ -203,8 +212,11 @@ async fn begin(
 ) -> Result<Option<Tokens>> {
     let now = batch.now;
     let account = store::accounts::account(batch.reading(), grant.user_id.as_str()).await?;
-    // What happened since the page: the account ended, or got a new initial password.
-    if account.is_none_or(|account| account.status != "active" || !account.password_own) {
+    // What happened since the page: the account ended, its password was changed, all its log-ins were ended.
+    let as_proven = grant.proven.as_ref().is_none_or(|(proven, endings)| {
+        proven.holds(account.as_ref()) && server.sessions.endings(&grant.user_id) == *endings
+    });
+    if !as_proven || account.is_none_or(|account| account.status != "active" || !account.password_own) {
         return Ok(None);
     }
     let mut entry =

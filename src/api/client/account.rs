@@ -169,12 +169,20 @@ async fn set_password(
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 let now = batch.now;
+                // Only while the account is as it was when it was looked at: the city may have reset it since.
+                let now_is = store::accounts::account(batch.reading(), user_id.as_str()).await?;
+                let same = now_is.is_some_and(|is| {
+                    is.status == "active"
+                        && is.password_own == account.password_own
+                        && is.password_hash == account.password_hash
+                });
+                if !same {
+                    return Err(forbidden("The account has changed meanwhile: please begin again."));
+                }
                 if let Some(sid) = check {
-                    // Once, and only while the account is as it was when it was looked at.
-                    let waits = store::accounts::check(batch.reading(), &sid).await?.is_some();
-                    let now_is = store::accounts::account(batch.reading(), user_id.as_str()).await?;
-                    if !waits || now_is.is_none_or(|is| is.status != "active" || !is.password_own) {
-                        return Err(forbidden("This reset was used or is no longer possible."));
+                    // Once.
+                    if store::accounts::check(batch.reading(), &sid).await?.is_none() {
+                        return Err(forbidden("This reset was used already."));
                     }
                     store::accounts::delete_check(batch.sql().await?, &sid).await?;
                 }
@@ -226,7 +234,8 @@ async fn forgotten(
         &server,
         account,
         &request.new_password,
-        request.logout_devices,
+        // Whoever else knows the old password is out, whatever the client asks for.
+        true,
         None,
         entry,
         Some(sid.to_string()),

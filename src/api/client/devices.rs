@@ -58,7 +58,7 @@ pub fn routes(routes: Routes) -> Routes {
         })
         .raw::<delete::Request, Requester, _, _>(|server, who, request| async move {
             let devices = vec![request.device_id.to_string()];
-            uia::password(&server, &who, request.auth, &format!("delete devices {devices:?}")).await?;
+            uia::password(&server, &who, request.auth, &deletion(&server, &devices)).await?;
             end(&server, who, devices).await
         })
         .raw::<delete_many::Request, Requester, _, _>(|server, who, request| async move {
@@ -66,9 +66,14 @@ pub fn routes(routes: Routes) -> Routes {
                 return Err(invalid("At most 500 devices at once."));
             }
             let devices: Vec<String> = request.devices.iter().map(ToString::to_string).collect();
-            uia::password(&server, &who, request.auth, &format!("delete devices {devices:?}")).await?;
+            uia::password(&server, &who, request.auth, &deletion(&server, &devices)).await?;
             end(&server, who, devices).await
         })
+}
+
+/// The operation of deleting these devices, for user-interactive authentication.
+fn deletion(server: &Server, devices: &[String]) -> String {
+    format!("delete devices {}", uia::bound(server, &json!(devices)))
 }
 
 /// What `PUT /devices/{deviceId}` did.

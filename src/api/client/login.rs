@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     accounts::{
+        guests,
         login::{Attempt, log_in},
         sessions::{self, Refreshed, Refreshing},
     },
@@ -60,7 +61,7 @@ pub fn routes(routes: Routes) -> Routes {
             Ok(logout_all::Response::new())
         })
         .endpoint::<whoami::v3::Request, Requester, _, _>(|_, who, _| async move {
-            let mut response = whoami::v3::Response::new(who.user_id.clone(), false);
+            let mut response = whoami::v3::Response::new(who.user_id.clone(), guests::is_guest(&who.user_id));
             response.device_id = who.device_id.map(Into::into);
             Ok(response)
         })

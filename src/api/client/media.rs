@@ -41,8 +41,9 @@ const CHUNK_BYTES: usize = 64 << 10;
 const SANDBOX: &str = "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; \
                        style-src 'unsafe-inline'; object-src 'self';";
 
-/// A medium never changes, and belongs in nobody's shared cache.
-const CACHE: &str = "private, max-age=31536000, immutable";
+/// A medium never changes, but who may see it does, and several people use one terminal: browsers ask each time, and are
+/// told by the tag that they have it.
+const CACHE: &str = "private, no-cache";
 
 /// The endpoints.
 pub fn routes(routes: Routes) -> Routes {
@@ -266,6 +267,17 @@ fn wished_size(call: &Call) -> Result<thumbnail::Size> {
     Ok(thumbnail::choose(pixels("width")?, pixels("height")?, method))
 }
 
+/// Why the caller may read a medium; none where they may not.
+async fn seen(server: &Server, requester: &Requester, medium: &Medium) -> Result<Option<Seen>> {
+    let seen = links::seen(server, &requester.user_id, medium).await?;
+    let Some(id) = requester.appservice.as_deref().filter(|_| seen.is_none()) else { return Ok(seen) };
+    let appservices = server.appservices.all();
+    match appservices.iter().find(|one| one.id == id && one.sender == requester.user_id) {
+        Some(appservice) => links::seen_by_users_of(server, appservice, medium).await,
+        None => Ok(None),
+    }
+}
+
 /// `GET …/media/preview_url`: the server fetches nothing from outside (REQUIREMENTS C31).
 async fn preview_url(server: Arc<Server>, call: Call) -> Result<Answer> {
     caller::requester(&server, &call.parts).await?;
@@ -309,7 +321,7 @@ async fn readable(
         arrived.as_mut().enable();
         let medium = store::media::medium(&mut server.db.read().await?, media_id).await?;
         if let Some(medium) = medium {
-            let seen = links::seen(server, &requester.user_id, &medium).await?.ok_or_else(unknown)?;
+            let seen = seen(server, requester, &medium).await?.ok_or_else(unknown)?;
             if let Seen::Room(room_id) = &seen {
                 crate::reading::opened(server, requester, room_id, "media").await?;
             }

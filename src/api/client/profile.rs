@@ -222,7 +222,10 @@ async fn set(server: &Arc<Server>, who: Requester, field: Field, value: Option<S
                 if field == Field::Name {
                     profile.display_name = value;
                 } else {
-                    profile.avatar_url = value;
+                    let former = std::mem::replace(&mut profile.avatar_url, value);
+                    if former != profile.avatar_url {
+                        unlink_avatar(batch, &server_name, former).await?;
+                    }
                     link_avatar(batch, &server_name, user_id, &profile).await?;
                 }
                 let conn = batch.sql().await?;
@@ -244,6 +247,19 @@ async fn set(server: &Arc<Server>, who: Requester, field: Field, value: Option<S
     Ok(json!({}).into())
 }
 
+/// A picture that is taken away is nobody's any more, but where rooms show it.
+async fn unlink_avatar(
+    batch: &mut crate::rooms::batch::Batch,
+    server_name: &ruma::ServerName,
+    former: Option<String>,
+) -> Result<()> {
+    let Some(url) = former else { return Ok(()) };
+    for media_id in crate::media::links::media_ids(&Value::String(url), server_name) {
+        store::media::unlink_picture(batch.sql().await?, &media_id).await?;
+    }
+    Ok(())
+}
+
 async fn link_avatar(
     batch: &mut crate::rooms::batch::Batch,
     server_name: &ruma::ServerName,
@@ -252,10 +268,9 @@ async fn link_avatar(
 ) -> Result<()> {
     let Some(url) = &profile.avatar_url else { return Ok(()) };
     for media_id in crate::media::links::media_ids(&Value::String(url.clone()), server_name) {
-        let own = store::media::medium(batch.reading(), &media_id)
-            .await?
-            .is_some_and(|m| m.user_id == user_id.as_str());
-        if own {
+        let medium = store::media::medium(batch.reading(), &media_id).await?;
+        let Some(medium) = medium.filter(|medium| medium.user_id == user_id.as_str()) else { continue };
+        if batch.may_show(user_id, &medium, false).await? {
             batch.link_media(&media_id, "", "");
         }
     }

@@ -25,7 +25,7 @@ use crate::{
         route::{Answer, Routes, needed},
     },
     push::{Chosen, Pusher, SCOPE, Setting, counts, gateways, rules},
-    rooms::{committer::Hint, pdu::Event},
+    rooms::{committer::Hint, ignored, pdu::Event},
     server::Server,
     store,
     sync::{render, token},
@@ -407,7 +407,11 @@ async fn notifications(
     > = BTreeMap::new();
     let mut found: Vec<(Arc<Event>, Vec<Action>, bool)> = Vec::new();
     let mut next = (floor > 0).then_some(floor);
+    let ignored = ignored::by(&server, &who.user_id).await?;
     for event in candidates {
+        if ignored.hides(&event) {
+            continue;
+        }
         if found.len() == limit {
             next = found.last().map(|(last, ..)| last.position);
             break;

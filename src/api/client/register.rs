@@ -70,7 +70,8 @@ pub fn routes(routes: Routes) -> Routes {
             let nonce = crate::clock::random_token(32);
             let mut nonces = server.nonces.lock();
             if nonces.len() >= 1_000 {
-                nonces.clear();
+                // The oldest: the others may be in use.
+                nonces.remove(0);
             }
             nonces.push(nonce.clone());
             Ok(json!({"nonce": nonce}).into())

@@ -212,9 +212,9 @@ async fn act(server: Arc<Server>, mut call: Call) -> Result<Answer> {
             return sign_in(&server, &here, &form_cookie, Some(old), id).await;
         }
         return match authenticate(&server, &id, field(&fields, "password"), &here).await {
-            Ok(user_id) => {
-                record(&server, user_id.as_str(), &here, "account.page").await?;
-                let cookie = browser::begin(&server, user_id, here.terminal.as_ref()).await?;
+            Ok(proven) => {
+                record(&server, proven.user_id.as_str(), &here, "account.page").await?;
+                let cookie = browser::begin(&server, proven, here.terminal.as_ref());
                 let answer = see(&place(&server, &call))?;
                 Ok(with_cookie(&server, answer, SESSION, &cookie, browser::LIFE_MS / 1000))
             }

@@ -213,8 +213,8 @@ async fn answer(server: Arc<Server>, mut call: Call) -> Result<Answer> {
     }
     let id: String = field(&fields, "login_id").chars().take(255).collect();
     match authenticate(&server, &id, field(&fields, "password"), &here).await {
-        Ok(user_id) => {
-            let code = grants::give_code(&server, &asked, &user_id, &here).await?;
+        Ok(proven) => {
+            let code = grants::give_code(&server, &asked, proven, &here).await?;
             back(&server, &asked.back, Some(&code))
         }
         Err(error) => {
@@ -230,7 +230,7 @@ pub(super) async fn authenticate(
     id: &str,
     password: &str,
     here: &Here,
-) -> Result<ruma::OwnedUserId> {
+) -> Result<login::Proven> {
     if server.config.policy.rate_limits {
         server.limiter.allow_before_login(here.address, server.now())?;
     }
@@ -311,10 +311,13 @@ async fn linked(server: Arc<Server>, mut call: Call) -> Result<Answer> {
             render(StatusCode::OK, &LinkedPage::new(Common::of(&server), !ok))
         }
         "approve" => match authenticate(&server, &id, field(&fields, "password"), &here).await {
-            Ok(user_id) => {
-                grants::record_approval(&server, &user_id, &client, &device_id, &here).await?;
+            Ok(proven) => {
+                let user_id = &proven.user_id;
+                let endings = server.sessions.endings(user_id);
+                grants::record_approval(&server, user_id, &client, &device_id, &here).await?;
                 let grant = |scope| Grant {
                     user_id: user_id.clone(),
+                    proven: Some((proven.clone(), endings)),
                     scope,
                     terminal: here.terminal.as_ref().map(|known| known.terminal),
                     certificate: here.terminal.as_ref().map(|known| known.serial.clone()),

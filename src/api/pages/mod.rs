@@ -303,7 +303,11 @@ pub(super) async fn fields(server: &Server, call: &mut Call) -> Result<Vec<(Stri
             return Err(crate::error::forbidden("ほかのページからは送信できません。"));
         }
     }
-    Ok(form(&String::from_utf8_lossy(&body)))
+    let fields = form(&String::from_utf8_lossy(&body));
+    if fields.iter().any(|(_, value)| value.contains('\0')) {
+        return Err(crate::error::invalid("使えない文字が含まれています。"));
+    }
+    Ok(fields)
 }
 
 /// A cookie of a request. Over HTTP/2 a browser may send each in a field of its own (RFC 9113, 8.2.3); and cookies know no

@@ -282,29 +282,30 @@ impl<'a> Answer<'a> {
                 continue;
             }
             let membership = memberships.get(room_id);
-            match membership.map(|m| m.membership.as_str()) {
-                Some("join" | "invite" | "knock") => {
+            match membership {
+                // It changes after this answer's end: the next one tells.
+                None => {}
+                Some(membership) if matches!(membership.membership.as_str(), "join" | "invite" | "knock") => {
                     if sent.reach != Reach::Live {
                         continue;
                     }
                     let live = self.server.live.room(&self.server.db, room_id).await?;
                     let news = live.current()?.row.last_position > since
                         || live.receipts_at.load(Ordering::Acquire) > since
+                        || live.typing_at.load(Ordering::Acquire) > self.asked.since.volatile
                         || account_data.contains_key(room_id.as_str());
                     if news {
                         let sent = Sent { reach: Reach::Upto(since), ..sent.clone() };
                         Arc::make_mut(&mut self.rooms_after).insert(room_id.clone(), sent);
                     }
                 }
-                _ => {
-                    if let Some(membership) = membership {
-                        room::write_left(self.server, &self.asked, room_id, membership, rooms).await?;
-                    }
+                Some(membership) => {
+                    room::write_left(self.server, &self.asked, room_id, membership, rooms).await?;
                     Arc::make_mut(&mut self.rooms_after).remove(room_id);
                 }
             }
         }
-        if since == 0 {
+        if since == 0 && !(self.body.lists.is_empty() && self.body.room_subscriptions.is_empty()) {
             // Rooms that somebody put the user out of: a client that was told of them in an earlier run would keep them.
             for (room_id, membership) in memberships {
                 let out = matches!(membership.membership.as_str(), "leave" | "ban") && !membership.forgotten;
@@ -502,7 +503,9 @@ impl<'a> Answer<'a> {
         let news = if told.initial {
             !users.is_empty()
         } else {
-            live.typing_at.load(Ordering::Acquire) > self.asked.since.volatile
+            // Of what came while the room was out of sight it is not known when: it is told as it is now.
+            told.from < self.asked.since.position
+                || live.typing_at.load(Ordering::Acquire) > self.asked.since.volatile
         };
         if news {
             out.insert(room_id.to_string(), json!({"type": "m.typing", "content": {"user_ids": users}}));

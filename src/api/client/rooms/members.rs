@@ -316,7 +316,9 @@ where
 /// Who has nothing to do with a room is not told whether it exists.
 fn hide_unknown(server: &Server, who: &Requester, room_id: &RoomId) -> Result<()> {
     if server.live.membership(&who.user_id, room_id).is_none() {
-        return Err(forbidden("You are not a member of this room."));
+        // Bridges take it that they have left where they are told so (MSC3848, by its unstable name).
+        return Err(forbidden("You are not in this room.")
+            .with("org.matrix.msc3848.unstable.errcode", "ORG.MATRIX.MSC3848.NOT_JOINED"));
     }
     Ok(())
 }
