@@ -95,4 +95,28 @@ export function encryptionTests(test, { browser, sealed }) {
         };
         await eventually(page, backup, null, [2, "1", "1"]);
     });
+
+    test("encryption allowed: a new device reads what was written before it, with the keys of the backup", async () => {
+        const city = sealed();
+        const { hanako } = people;
+        const key = await hanako.page.evaluate(() => window.client.getCrypto().getSessionBackupPrivateKey().then((key) => [...key]));
+        const page = await newPage(browser(), city.certificate(hanako));
+        await page.goto(city.origin);
+        await page.evaluate(([id, password]) => window.logIn(id, password), [hanako.loginId, hanako.password]);
+        const bodies = (id) => {
+            const messages = window.client.getRoom(id).getLiveTimeline().getEvents().filter((event) => event.getWireType() === "m.room.encrypted");
+            return messages.map((event) => (event.isDecryptionFailure() ? null : event.getContent().body));
+        };
+        await eventually(page, bodies, room, [null, null]);
+        const restored = await page.evaluate(async (key) => {
+            const crypto = window.client.getCrypto();
+            const { version } = await crypto.getKeyBackupInfo();
+            await crypto.storeSessionBackupPrivateKey(new Uint8Array(key), version);
+            const { total, imported } = await crypto.restoreKeyBackup();
+            return [total, imported];
+        }, key);
+        assert.deepEqual(restored, [2, 2]);
+        await eventually(page, bodies, room, ["昨夜から発熱があります", "明日の朝に伺います"]);
+        await page.context().close();
+    });
 }
