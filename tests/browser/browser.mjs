@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { isDeepStrictEqual } from "node:util";
 import { chromium } from "playwright-core";
 
 const SCREENSHOTS = join(dirname(fileURLToPath(import.meta.url)), "screenshots");
@@ -66,4 +67,18 @@ export async function shoot(page, name) {
         await page.screenshot({ path: join(SCREENSHOTS, `${name}-${size.width}x${size.height}.png`), fullPage: true });
     }
     await page.setViewportSize(SIZES[0]);
+}
+
+/**
+ * Asks a page until what it answers is this, and then returns; after ten seconds it fails with the last answer. (Playwright's
+ * `waitForFunction` does not wait for a promise: to it, an asynchronous condition holds at once.)
+ */
+export async function eventually(page, read, arg, wanted, message) {
+    const deadline = performance.now() + 10_000;
+    for (;;) {
+        const found = await page.evaluate(read, arg);
+        if (isDeepStrictEqual(found, wanted)) return;
+        if (performance.now() > deadline) assert.deepEqual(found, wanted, message);
+        await new Promise((again) => setTimeout(again, 50));
+    }
 }

@@ -444,11 +444,12 @@ export function clientTests(test, { browser, city, facility }) {
     });
 }
 
-/** Nothing in the console but refusals that are right. */
-async function clean(page) {
+/** Nothing in the console but refusals that are right, those of a log-in and further `[status, path]`, and known noise. */
+export async function clean(page, further = [], noise = []) {
     const wrong = page.watched.errors.filter((error) => {
+        if (noise.some((known) => known.test(error))) return false;
         const status = /status of (\d+)/.exec(error)?.[1];
-        return !RIGHT_REFUSALS.some(([right, path]) => Number(status) === right && path.test(error));
+        return ![...RIGHT_REFUSALS, ...further].some(([right, path]) => Number(status) === right && path.test(error));
     });
     assert.deepEqual(wrong, []);
 }

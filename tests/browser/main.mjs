@@ -1,15 +1,16 @@
 // Runs the browser tests one after another against one city; the last line says how many passed and failed.
-// `pages`, `client`, `calls` or `encryption` as argument runs one part; within a part tests build on those before them.
+// `pages`, `client`, `calls`, `encryption` or `conversation` as argument runs one part; within a part tests build on those before them.
 
 import { bundle } from "./bundle.mjs";
 import { launch } from "./browser.mjs";
 import { callsTests } from "./calls.test.mjs";
 import { City } from "./city.mjs";
 import { clientTests } from "./client.test.mjs";
+import { conversationTests } from "./conversation.test.mjs";
 import { encryptionTests } from "./encryption.test.mjs";
 import { pagesTests } from "./pages.test.mjs";
 
-const parts = { pages: pagesTests, client: clientTests, calls: callsTests, encryption: encryptionTests };
+const parts = { pages: pagesTests, client: clientTests, calls: callsTests, encryption: encryptionTests, conversation: conversationTests };
 const wanted = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(parts);
 for (const part of wanted) if (!(part in parts)) throw new Error(`no part "${part}": ${Object.keys(parts).join(", ")}`);
 // A signal, too, runs what waits for the exit.

@@ -160,7 +160,7 @@ async fn receive(
         // Before the body, so that nothing is sent in vain; and again in the unit, where it counts.
         media::check_quota(&mut conn, &server.config.limits, requester.user_id.as_str(), None).await?;
     }
-    let file_name = call.query("filename").filter(|name| !name.is_empty());
+    let file_name = call.query("filename").filter(|name| !name.is_empty()).map(sniff::plain_name);
     let body = call.take_body().unwrap_or_default();
     let parts = call.parts;
     if let Some(name) = &file_name {

@@ -2,11 +2,17 @@
 // The tests drive it through `window`.
 
 import * as sdk from "matrix-js-sdk";
+import { PollEndEvent } from "matrix-js-sdk/lib/extensible_events_v1/PollEndEvent.js";
+import { PollResponseEvent } from "matrix-js-sdk/lib/extensible_events_v1/PollResponseEvent.js";
+import { PollStartEvent } from "matrix-js-sdk/lib/extensible_events_v1/PollStartEvent.js";
 import { logger } from "matrix-js-sdk/lib/logger.js";
+import { decrypt, encrypt } from "./attachment.js";
 
 logger.setLevel(logger.levels.ERROR);
 
 window.sdk = sdk;
+window.polls = { PollStartEvent, PollResponseEvent, PollEndEvent };
+window.attachment = { encrypt, decrypt };
 
 /** Logs in, and is there after the first sync. */
 window.logIn = async (user, password) => {
@@ -32,9 +38,10 @@ window.logIn = async (user, password) => {
     });
     await client.startClient({ initialSyncLimit: 20, threadSupport: true });
     await ready;
-    for (const event of [sdk.ClientEvent.Event, sdk.RoomEvent.Timeline, sdk.RoomEvent.LocalEchoUpdated, sdk.RoomEvent.Redaction]) {
-        client.on(event, show);
-    }
+    const { Event } = sdk.ClientEvent;
+    const { Timeline, LocalEchoUpdated, Redaction } = sdk.RoomEvent;
+    const { Decrypted, Replaced } = sdk.MatrixEventEvent;
+    for (const event of [Event, Timeline, LocalEchoUpdated, Redaction, Decrypted, Replaced]) client.on(event, show);
     show();
     return user_id;
 };
@@ -51,6 +58,55 @@ window.eventOf = (roomId, eventId) => window.client.getRoom(roomId)?.findEventBy
 /** Whether a room's newest events hold this text. */
 window.has = (roomId, text) =>
     window.client.getRoom(roomId)?.getLiveTimeline().getEvents().some((event) => event.getContent().body === text) ?? false;
+
+/**
+ * Writes a message, in a thread where one is named, and returns its id. As Element does when a thread is opened: it is made
+ * before its first message is sent, or the SDK would not know where that message went.
+ */
+window.write = async (roomId, rootId, content) => {
+    const room = window.client.getRoom(roomId);
+    if (rootId && !room.getThread(rootId)) {
+        const root = room.findEventById(rootId);
+        const thread = room.createThread(rootId, root, [root], true);
+        while (!thread.initialEventsFetched) await new Promise((done) => thread.once(sdk.ThreadEvent.Update, done));
+    }
+    return (await window.client.sendMessage(roomId, rootId, content)).event_id;
+};
+
+/** Who has reacted to an event and how, as the client counts them: `{ key: [user ids] }`. */
+window.reactionsTo = (roomId, eventId) => {
+    const related = window.client.getRoom(roomId).relations.getChildEventsForEvent(eventId, "m.annotation", "m.reaction");
+    const keys = related?.getSortedAnnotationsByKey()?.filter(([, events]) => events.size) ?? [];
+    return Object.fromEntries(keys.map(([key, events]) => [key, [...events].map((event) => event.getSender()).sort()]));
+};
+
+/** A room's thread as the client has it; null where it knows none. */
+window.threadOf = (roomId, rootId) => {
+    const room = window.client.getRoom(roomId);
+    const thread = room.getThread(rootId);
+    if (!thread?.initialEventsFetched) return null;
+    return {
+        root: thread.rootEvent?.getId(),
+        length: thread.length,
+        replies: thread.events.filter((event) => event.isRelation("m.thread") && !event.isRedacted()).map((event) => event.getId()),
+        last: thread.replyToEvent?.getId(),
+        total: room.getThreadUnreadNotificationCount(rootId, "total"),
+        highlight: room.getThreadUnreadNotificationCount(rootId, "highlight"),
+    };
+};
+
+/** What a room's timeline beside the threads has unread. */
+window.unreadOf = (roomId) => {
+    const room = window.client.getRoom(roomId);
+    return { total: room.getRoomUnreadNotificationCount("total"), highlight: room.getRoomUnreadNotificationCount("highlight") };
+};
+
+/** Downloads a file with the token, in full or as thumbnail. */
+window.download = (mxc, ...size) => {
+    const [width, height, method] = size;
+    const url = window.client.mxcUrlToHttp(mxc, width, height, method, false, true, true);
+    return fetch(url, { headers: { authorization: `Bearer ${window.client.getAccessToken()}` } });
+};
 
 function show() {
     const client = window.client;
@@ -70,9 +126,9 @@ function line(room, event, item = document.createElement("li")) {
     item.dataset.event = event.getId();
     const redacted = event.isRedacted();
     item.className = redacted ? "redacted" : "";
-    const { msgtype, body, url } = event.getContent();
-    if (msgtype === "m.image" && url?.startsWith("mxc:")) {
-        if (!item.dataset.shown) image(item, url, body);
+    const { msgtype, body, url, file, info } = event.getContent();
+    if (msgtype === "m.image" && (file?.url ?? url)?.startsWith("mxc:")) {
+        if (!item.dataset.shown) image(item, url, file, info, body);
         return item;
     }
     const name = room.getMember(event.getSender())?.name ?? event.getSender();
@@ -80,14 +136,14 @@ function line(room, event, item = document.createElement("li")) {
     return item;
 }
 
-/** Media need the access token, so an <img> cannot fetch them itself. */
-async function image(item, mxc, name) {
+/** Media need the access token, so an <img> cannot fetch them itself. An encrypted one has no thumbnail on the server. */
+async function image(item, mxc, file, info, name) {
     item.dataset.shown = "loading";
-    const url = window.client.mxcUrlToHttp(mxc, 320, 240, "scale", false, true, true);
-    const answer = await fetch(url, { headers: { authorization: `Bearer ${window.client.getAccessToken()}` } });
+    const answer = await (file ? window.download(file.url) : window.download(mxc, 320, 240, "scale"));
+    const blob = file ? new Blob([await decrypt(await answer.arrayBuffer(), file)], { type: info.mimetype }) : await answer.blob();
     const picture = document.createElement("img");
     picture.alt = name;
-    picture.src = URL.createObjectURL(await answer.blob());
+    picture.src = URL.createObjectURL(blob);
     await picture.decode();
     item.replaceChildren(picture);
     item.dataset.shown = "yes";
