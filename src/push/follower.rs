@@ -61,11 +61,13 @@ pub(super) struct Cursor {
     name: String,
     pub(super) at: AtomicI64,
     saved: AtomicI64,
+    /// From here on something was put aside that is still to be told: the stored place stays before it.
+    held: AtomicI64,
 }
 
 impl Cursor {
     pub(super) fn new(name: String) -> Self {
-        Self { name, at: AtomicI64::new(0), saved: AtomicI64::new(0) }
+        Self { name, at: AtomicI64::new(0), saved: AtomicI64::new(0), held: AtomicI64::new(i64::MAX) }
     }
 
     /// The stored place; at the very first start the present, for nobody waits for what is old.
@@ -81,6 +83,11 @@ impl Cursor {
         if stored.is_none() { self.save(server).await } else { Ok(()) }
     }
 
+    /// What stands at this position is still to be told, whatever comes after it; none: nothing is.
+    pub(super) fn hold(&self, position: Option<i64>) {
+        self.held.store(position.unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
     /// Comes to a place; written at once where something was told on the way.
     pub(super) async fn advance(&self, server: &Server, to: i64, told: bool) -> Result<()> {
         self.at.store(to, Ordering::Relaxed);
@@ -91,7 +98,7 @@ impl Cursor {
     }
 
     pub(super) async fn save(&self, server: &Server) -> Result<()> {
-        let at = self.at.load(Ordering::Relaxed);
+        let at = self.at.load(Ordering::Relaxed).min(self.held.load(Ordering::Relaxed).saturating_sub(1));
         if at == self.saved.load(Ordering::Relaxed) {
             return Ok(());
         }

@@ -4,11 +4,11 @@
 //! A gateway outside is told an event's id, its room's id, how urgent it is, and a count: no sender, no name, no
 //! content. A pusher is looked for by the exact origin of its gateway, so none is called that is not (or no longer) on the
 //! list. Told at least once; gateways drop what has an event id that they know. What is older than an hour is not told
-//! any more: the next count says it. Nor is a pushkey whose app the gateway cannot serve now: it rests for a while, and
+//! any more: the next count says it. What a gateway does not take now, though it answers, is put aside and tried again: it
 //! holds up nobody else.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -45,13 +45,12 @@ const AGE_MAX_MS: i64 = 60 * 60 * 1000;
 const FAILURES_MAX: u32 = 5;
 /// Tries of a notification that a gateway does not take now, though it answers.
 const BUSY_MAX: u32 = 3;
-/// How long a pushkey rests that a gateway does not take notifications for; twice as long each time, up to the ceiling.
-const REST: Duration = Duration::from_secs(30);
-const REST_MAX: Duration = Duration::from_secs(15 * 60);
-/// So many pushkeys one after another that rest: the gateway itself takes nothing, and what is for it waits.
-const RESTING_MAX: usize = 3;
-/// How long one notification waits for a gateway that answers but takes nothing, before the next one is tried.
-const HELD_MAX: Duration = Duration::from_secs(120);
+/// How long notifications for a pushkey are put aside that a gateway does not take; twice as long each time, up to the
+/// ceiling.
+const REST: Duration = Duration::from_secs(5);
+const REST_MAX: Duration = Duration::from_secs(120);
+/// Notifications put aside for one gateway; beyond it the oldest are dropped.
+const ASIDE_MAX: usize = 2_000;
 /// How long a count alone is worth trying.
 const COUNT_TIME: Duration = Duration::from_secs(60);
 /// A count goes out so long after the first reading: most people read several rooms in a row.
@@ -82,7 +81,7 @@ pub async fn run(server: Arc<Server>, origin: String) {
     let gateway = match client(&server) {
         Ok(client) => {
             let url = format!("{origin}{PATH}");
-            Arc::new(Gateway { client, url, origin, resting: Mutex::default() })
+            Arc::new(Gateway { client, url, origin, aside: Mutex::default() })
         }
         Err(error) => {
             tracing::error!(gateway = origin, %error, "no notifications go to this push gateway");
@@ -132,41 +131,77 @@ struct Gateway {
     client: reqwest::Client,
     url: String,
     origin: String,
-    resting: Mutex<Resting>,
+    aside: Mutex<Aside>,
 }
 
-/// Pushkeys that the gateway answers for with "not now", each time: the app's, not the gateway's trouble, while others are
-/// taken. They must not hold up what is for everybody else.
+/// Notifications that the gateway answers for with "not now", and those behind them for the same pushkey: mostly the app's
+/// trouble and not the gateway's. They must not hold up what is for everybody else, so they are tried apart; the durable
+/// cursor waits before the oldest.
 #[derive(Default)]
-struct Resting {
-    /// By app and pushkey: until when, and how long this time.
+struct Aside {
+    letters: VecDeque<Letter>,
+    /// By app and pushkey: when to try again, and how long it was waited.
     keys: HashMap<(String, String), (Instant, Duration)>,
-    /// How many have come to rest since the gateway last took something.
-    in_a_row: usize,
 }
 
-impl Resting {
+impl Aside {
     fn key(pusher: &Pusher) -> (String, String) {
         (pusher.app_id.clone(), pusher.pushkey.clone())
     }
 
-    fn rests(&self, pusher: &Pusher) -> bool {
-        self.keys.get(&Self::key(pusher)).is_some_and(|(until, _)| *until > Instant::now())
+    fn holds(&self, pusher: &Pusher) -> bool {
+        self.keys.contains_key(&Self::key(pusher))
     }
 
-    fn took(&mut self, pusher: &Pusher) {
-        self.keys.remove(&Self::key(pusher));
-        self.in_a_row = 0;
-    }
-
-    fn rest(&mut self, pusher: &Pusher) {
-        let now = Instant::now();
-        if self.keys.len() >= REMEMBERED_MAX {
-            self.keys.retain(|_, (until, _)| *until > now);
+    /// Puts a notification aside, behind the others of its pushkey.
+    fn put(&mut self, letter: Letter) {
+        self.keys.entry(Self::key(&letter.pusher)).or_insert_with(|| (Instant::now() + REST, REST));
+        self.letters.push_back(letter);
+        if self.letters.len() > ASIDE_MAX {
+            self.letters.pop_front();
         }
-        let time = self.keys.get(&Self::key(pusher)).map_or(REST, |(_, time)| (*time * 2).min(REST_MAX));
-        self.keys.insert(Self::key(pusher), (now + time, time));
-        self.in_a_row += 1;
+    }
+
+    /// The notifications of the pushkeys whose time has come, oldest first; what is too old goes.
+    fn take_due(&mut self) -> Vec<Vec<Letter>> {
+        let now = Instant::now();
+        self.letters.retain(|letter| letter.until > now);
+        let letters = &self.letters;
+        self.keys.retain(|key, _| letters.iter().any(|letter| Self::key(&letter.pusher) == *key));
+        let due: Vec<_> =
+            self.keys.iter().filter(|(_, (at, _))| *at <= now).map(|(key, _)| key.clone()).collect();
+        due.into_iter()
+            .map(|key| {
+                let (mine, others): (Vec<_>, Vec<_>) =
+                    self.letters.drain(..).partition(|letter| Self::key(&letter.pusher) == key);
+                self.letters = others.into();
+                mine
+            })
+            .collect()
+    }
+
+    /// What was taken and still is not wanted goes back to its place, for a longer while; with nothing left the pushkey is
+    /// as every other.
+    fn put_back(&mut self, pusher: &Pusher, left: Vec<Letter>) {
+        let key = Self::key(pusher);
+        if left.is_empty() {
+            self.keys.remove(&key);
+            return;
+        }
+        let time = self.keys.get(&key).map_or(REST, |(_, time)| (*time * 2).min(REST_MAX));
+        self.keys.insert(key, (Instant::now() + time, time));
+        for letter in left.into_iter().rev() {
+            self.letters.push_front(letter);
+        }
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.keys.values().map(|(at, _)| *at).min()
+    }
+
+    /// The position before which everything was told.
+    fn oldest(&self) -> Option<i64> {
+        self.letters.iter().filter_map(|letter| letter.position).min()
     }
 }
 
@@ -195,7 +230,7 @@ async fn follow(server: &Arc<Server>, gateway: &Arc<Gateway>, cursor: &Cursor) {
         if cursor.at.load(Ordering::Relaxed) < server.live.position() {
             continue;
         }
-        let next = counts.next();
+        let next = [counts.next(), gateway.aside.lock().next()].into_iter().flatten().min();
         let due = async {
             match next {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -217,6 +252,7 @@ async fn step(
     cursor: &Cursor,
     counts: &mut Counts,
 ) -> Result<()> {
+    gateway.try_again(server).await?;
     let (at, upto) = (cursor.at.load(Ordering::Relaxed), server.live.position());
     if at < upto {
         let mut end = upto;
@@ -235,6 +271,7 @@ async fn step(
                 told |= gateway.tell(server, event, counts).await?;
             }
         }
+        cursor.hold(gateway.aside.lock().oldest());
         cursor.advance(server, end, told).await?;
     }
     for user in server.pushers.take_counts_fell(&gateway.origin) {
@@ -297,6 +334,10 @@ struct Letter {
     user: OwnedUserId,
     pusher: Pusher,
     body: Value,
+    /// When it is too old.
+    until: Instant,
+    /// Where its event stands; none of a count, which is made anew instead of being tried again for long.
+    position: Option<i64>,
 }
 
 impl Gateway {
@@ -332,6 +373,7 @@ impl Gateway {
         let view = room.current()?;
         let place = Place::of(server, &view);
         let mut letters = Vec::new();
+        let until = Instant::now() + Duration::from_millis(u64::try_from(left).unwrap_or_default());
         for user in targets(&view, event, |user| has(user) && !server.moderation.of(user).locked) {
             if is_kept_from(server, event, &user).await? {
                 continue;
@@ -346,12 +388,12 @@ impl Gateway {
             counts.remember(&user, count, false);
             for pusher in self.pushers(server, &user) {
                 let body = notification(event, &actions, count, &pusher);
-                letters.push(Letter { user: user.clone(), pusher, body });
+                let position = Some(event.position);
+                letters.push(Letter { user: user.clone(), pusher, body, until, position });
             }
         }
         let told = !letters.is_empty();
-        let until = Instant::now() + Duration::from_millis(u64::try_from(left).unwrap_or_default());
-        self.deliver_all(server, letters, until).await?;
+        self.deliver_all(server, letters).await?;
         Ok(told)
     }
 
@@ -373,90 +415,118 @@ impl Gateway {
                 "counts": tally(count),
                 "devices": [device(&pusher, Map::new())],
             }});
-            Letter { user: user.to_owned(), pusher, body }
+            let until = Instant::now() + COUNT_TIME;
+            Letter { user: user.to_owned(), pusher, body, until, position: None }
         });
-        self.deliver_all(server, letters.collect(), Instant::now() + COUNT_TIME).await?;
+        self.deliver_all(server, letters.collect()).await?;
         counts.remember(user, count, true);
         Ok(())
     }
 
-    async fn deliver_all(
-        self: &Arc<Self>,
-        server: &Arc<Server>,
-        letters: Vec<Letter>,
-        until: Instant,
-    ) -> Result<()> {
+    async fn deliver_all(self: &Arc<Self>, server: &Arc<Server>, letters: Vec<Letter>) -> Result<()> {
         let mut under_way = JoinSet::new();
         for letter in letters {
+            {
+                let mut aside = self.aside.lock();
+                if aside.holds(&letter.pusher) {
+                    // In order: behind those that wait already. A count is told with them.
+                    if letter.position.is_some() {
+                        aside.put(letter);
+                    }
+                    continue;
+                }
+            }
             if under_way.len() >= AT_ONCE
                 && let Some(done) = under_way.join_next().await
             {
-                done??;
+                self.put_aside(done??);
             }
             let (gateway, server) = (Arc::clone(self), Arc::clone(server));
-            under_way.spawn(async move { gateway.deliver(&server, &letter, until).await });
+            under_way.spawn(async move { gateway.deliver(&server, letter, BUSY_MAX).await });
         }
         while let Some(done) = under_way.join_next().await {
-            done??;
+            self.put_aside(done??);
         }
         Ok(())
     }
 
-    /// Hands a notification over; ends early where the pusher goes meanwhile, and gives up at a time.
-    async fn deliver(&self, server: &Arc<Server>, letter: &Letter, until: Instant) -> Result<()> {
+    fn put_aside(&self, letter: Option<Letter>) {
+        if let Some(letter) = letter.filter(|letter| letter.position.is_some()) {
+            self.aside.lock().put(letter);
+        }
+    }
+
+    /// Tries what was put aside, where its time has come: once for each pushkey, and on as long as it is taken.
+    async fn try_again(&self, server: &Arc<Server>) -> Result<()> {
+        let due = self.aside.lock().take_due();
+        for letters in due {
+            let Some(pusher) = letters.first().map(|letter| letter.pusher.clone()) else { continue };
+            let mut left = Vec::new();
+            let mut letters = letters.into_iter();
+            let mut failed = Ok(());
+            for letter in letters.by_ref() {
+                match self.deliver(server, letter, 1).await {
+                    Ok(None) => {}
+                    Ok(Some(letter)) => {
+                        left.push(letter);
+                        break;
+                    }
+                    Err(error) => {
+                        failed = Err(error);
+                        break;
+                    }
+                }
+            }
+            left.extend(letters);
+            self.aside.lock().put_back(&pusher, left);
+            failed?;
+        }
+        Ok(())
+    }
+
+    /// Hands a notification over, and gives it back where the gateway answers so many times that it does not take it now.
+    /// Ends early where the pusher goes meanwhile, and gives up at its time.
+    async fn deliver(&self, server: &Arc<Server>, letter: Letter, busy_max: u32) -> Result<Option<Letter>> {
         let mut wait = Backoff::default();
         let (mut failures, mut busy) = (0, 0);
-        let held_until = Instant::now() + HELD_MAX;
-        if self.resting.lock().rests(&letter.pusher) {
-            return Ok(());
-        }
         loop {
             // Asked before each try: a session that has ended is told nothing more.
             let present = self.pushers(server, &letter.user);
             if !present.iter().any(|p| p.id == letter.pusher.id && p.pusher == letter.pusher.pusher) {
-                return Ok(());
+                return Ok(None);
             }
             match self.post(&letter.body).await {
                 Answer::Taken(keys) => {
-                    self.resting.lock().took(&letter.pusher);
                     if keys.contains(&letter.pusher.pushkey) {
                         remove_rejected(server, &letter.user, &letter.pusher).await?;
                     }
-                    return Ok(());
+                    return Ok(None);
                 }
                 Answer::Refused(status) => {
                     tracing::warn!(gateway = self.origin, status, "a push gateway refused a notification");
-                    return Ok(());
+                    return Ok(None);
                 }
                 Answer::Failed(status) => {
                     failures += 1;
                     tracing::warn!(gateway = self.origin, status, "a push gateway failed");
                     if failures >= FAILURES_MAX {
-                        return Ok(());
+                        return Ok(None);
                     }
                 }
                 Answer::Busy(status) => {
                     busy += 1;
-                    let mut resting = self.resting.lock();
-                    let alone = resting.in_a_row < RESTING_MAX;
-                    if busy >= BUSY_MAX && (alone || Instant::now() >= held_until) {
-                        tracing::warn!(
-                            gateway = self.origin,
-                            status,
-                            "a pushkey rests that its gateway does not take"
-                        );
-                        resting.rest(&letter.pusher);
-                        return Ok(());
-                    }
                     tracing::warn!(gateway = self.origin, status, "a push gateway takes nothing now");
+                    if busy >= busy_max {
+                        return Ok(Some(letter));
+                    }
                 }
                 Answer::Away(why) => {
                     tracing::warn!(gateway = self.origin, why, "a push gateway is not to be reached");
                 }
             }
-            if Instant::now() >= until {
+            if Instant::now() >= letter.until {
                 tracing::warn!(gateway = self.origin, "a notification became too old for its push gateway");
-                return Ok(());
+                return Ok(None);
             }
             wait.pause().await;
         }

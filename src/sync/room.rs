@@ -74,12 +74,18 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// Lets the timeline begin after the last stretch inside it that its reader may not see. `state` stands at the
-    /// timeline's beginning, so what changed in such a stretch would be told nowhere.
-    fn begin_after_hidden(&mut self, sight: &history::Sight) {
-        let hidden = |pair: &[Arc<Event>]| sight.parts(pair[0].position, pair[1].position);
-        if let Some(last) = self.events.windows(2).rposition(hidden) {
-            self.events.drain(..=last);
+    /// Lets the timeline begin after the newest state inside it that its reader may not see. `state` stands at the
+    /// timeline's beginning, so what changed out of sight would be told nowhere.
+    fn begin_after_hidden(&mut self, sight: &history::Sight, state: &RoomState) {
+        let (Some(first), Some(last)) = (self.events.first(), self.events.last()) else { return };
+        if sight.is_whole() || !sight.parts(first.position, last.position) {
+            return;
+        }
+        let inside = first.position..last.position;
+        let hidden = state.events().map(|event| event.position);
+        let hidden = hidden.filter(|at| inside.contains(at) && !sight.sees(*at)).max();
+        if let Some(hidden) = hidden {
+            self.events.retain(|event| event.position > hidden);
             self.limited = true;
         }
     }
@@ -184,7 +190,9 @@ pub async fn write_joined(
         };
         let mut chunk = timeline(server, &room, room_id, (from, wanted.upto.position), limit, pick).await?;
         chunk.limited |= newly && wanted.since.position > 0;
-        chunk.begin_after_hidden(&sight);
+        if !wanted.state_after {
+            chunk.begin_after_hidden(&sight, &view.state);
+        }
         chunk
     } else {
         Chunk { events: Vec::new(), limited: false }
@@ -432,7 +440,9 @@ pub async fn write_left(
             };
             let limit = timeline_limit(wanted.filter);
             let mut chunk = timeline(server, &room, room_id, (since, left_at), limit, pick).await?;
-            chunk.begin_after_hidden(&sight);
+            if !wanted.state_after {
+                chunk.begin_after_hidden(&sight, &view.state);
+            }
             let state = if sight.reads_state() {
                 left_state(server, wanted, &view, &chunk, left_at.min(sight.upto())).await?
             } else {

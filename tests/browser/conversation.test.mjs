@@ -468,7 +468,7 @@ function story(test, { browser }, { kind, city, encrypted }) {
         assert.equal(got.stored === sent.digest, !encrypted);
         assert.equal(got.type, encrypted ? "application/octet-stream" : "image/png");
         if (encrypted) assert.ok(!/filename/.test(got.disposition), got.disposition);
-        else assert.match(got.disposition, /^inline; filename=.*\.png/);
+        else assert.match(got.disposition, /filename\*=UTF-8''%E5%89%B5%E9%83%A8\.png/);
         assert.deepEqual(got.bare, [false, false]);
 
         const picture = pages.taro.locator(`[data-event="${sent.id}"][data-shown="yes"] img`);

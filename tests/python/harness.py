@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+import random
 import secrets
 import shutil
 import signal
@@ -46,14 +47,17 @@ def binary() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(count):
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-        return ports
+    """Ports that are free, below those that the system hands out: while a server is stopped and started again, nobody's
+    connection takes its port."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            if port not in ports:
+                ports.append(port)
+    return ports
 
 
 def wait_for(condition, seconds: float = 20.0, every: float = 0.05, what: str = "a condition"):

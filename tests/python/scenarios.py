@@ -81,7 +81,8 @@ class World:
         self.appservice = Appservice("bridge", users="@bridge_.*", aliases="#bridge_.*", protocols=["testnet"])
         self.folder = tempfile.TemporaryDirectory(prefix="heya-contract-")
         registration = self.appservice.registration(pathlib.Path(self.folder.name))
-        self.server = Server(database, profile, config={"appservices": {"bridge": registration}})
+        self.server = Server(database, profile, config={
+            "appservices": {"bridge": registration}, "voip": {"turn_uris": ["turn:turn.example.jp:3478?transport=udp"]}})
         self._appservice_answers()
         self.me, self.other, self.third = (self.new_person() for _ in range(3))
         # Rooms of a city have no upgrades, aliases or bans by their members.

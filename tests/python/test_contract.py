@@ -39,7 +39,6 @@ SECONDS = float(os.environ.get("HEYA_CONTRACT_SECONDS", "60"))
 FURTHER_CODES = {"M_WEAK_PASSWORD": "MSC2000; Element has words for it", "M_UNKNOWN_POS": "MSC4186"}
 # What fails, and why; a fix must take its line out. (profile or "both", operation)
 KNOWN: dict[tuple[str, str], str] = {
-    ("both", "getTurnServer"): "an empty object where there is no TURN server",
 }
 # Members of bodies and parameters of queries that the server does not read, and so does not check.
 UNREAD: dict[str, tuple[str, ...]] = {
