@@ -372,9 +372,27 @@ fn line(event: &Event, names: &mut HashMap<String, String>) -> Option<Line> {
                 ""
             };
         }
+        // Polls and what else clients write: the page says that it is there, with its words where it has some.
+        kind if !event.is_state() => {
+            line.note = "ほかの種類の投稿";
+            line.text = if event.redacted_by.is_some() { String::new() } else { words_of(event) };
+            if line.text.is_empty() {
+                line.text = kind.to_owned();
+            }
+        }
         _ => return None,
     }
     Some(line)
+}
+
+/// The text that an event of any type has for clients that do not know it (client-server API, "Extensible events").
+fn words_of(event: &Event) -> String {
+    let content: Value = serde_json::from_str(event.content.get()).unwrap_or_default();
+    ["/body", "/m.text/0/body", "/org.matrix.msc1767.text"]
+        .iter()
+        .find_map(|path| content.pointer(path)?.as_str())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// A file that is hashed as it is written.

@@ -121,6 +121,8 @@ impl Server {
         }
         let lock = crate::files::lock(&data.join("lock"))?;
         let db = Arc::new(Db::open(&config.server.database_url, &data).await?);
+        // A purge that a crash followed may have left pages as they were in the log.
+        db.settle().await;
         let name = OwnedServerName::try_from(config.server_name())?;
         let signer = Arc::new(signing_key(&keys, &name)?);
         let live = Arc::new(Live::load(&db, clock.now_ms()).await?);
@@ -164,7 +166,7 @@ impl Server {
                 clock.now_ms(),
             )?);
         }
-        let pushers = Arc::new(Pushers::load(&db).await?);
+        let pushers = Arc::new(Pushers::load(&db, config.push.origins()).await?);
         let city_user = UserId::parse_with_server_name("city", &name)?;
         let appservices = Appservices::load(&config, &keys, &name)?;
         let server = Arc::new(Self {

@@ -159,7 +159,7 @@ async fn every_room_version_makes_events_that_verify() {
                 let hash = ruma::signatures::reference_hash(&object, &rules).unwrap();
                 assert_eq!(event.event_id.as_str(), format!("${hash}"));
                 if i > 0 {
-                    assert_eq!(event.prev_events, [all[i - 1].event_id.clone()], "the room is one line");
+                    assert_eq!(event.prev_events(), [all[i - 1].event_id.clone()], "the room is one line");
                     assert_eq!(event.depth, all[i - 1].depth + 1);
                 }
             }
@@ -213,7 +213,7 @@ async fn a_refused_unit_leaves_nothing_behind() {
         assert_eq!(after.len(), before + 2);
         assert!(after.iter().all(|event| !event.pdu.contains("gone")));
         for pair in after.windows(2) {
-            assert_eq!(pair[1].prev_events, [pair[0].event_id.clone()]);
+            assert_eq!(pair[1].prev_events(), [pair[0].event_id.clone()]);
         }
         let mut conn = server.db.read().await.unwrap();
         assert_eq!(store::meta::value(&mut conn, "gone").await.unwrap(), None);
@@ -342,7 +342,7 @@ async fn an_event_off_the_line_has_its_own_state() {
         let next = send(&server, message(&room_id, &alice, "next", None)).await.unwrap();
         let after = events(&server, &room_id).await;
         let next = after.iter().find(|e| e.event_id == next).unwrap();
-        assert_eq!(next.prev_events, [line.last().unwrap().event_id.clone()]);
+        assert_eq!(next.prev_events(), [line.last().unwrap().event_id.clone()]);
     }
 }
 

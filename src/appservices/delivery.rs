@@ -192,8 +192,7 @@ fn contents(body: &str) -> (usize, Option<i64>) {
 async fn freeze(server: &Arc<Server>, appservice: &Arc<Appservice>) -> Result<bool> {
     let name = format!("appservice {}", appservice.id);
     let present = server.live.position();
-    let mut conn = server.db.read().await?;
-    let stored = store::meta::follower(&mut conn, &name).await?.unwrap_or(0);
+    let stored = store::meta::follower(&mut server.db.read().await?, &name).await?.unwrap_or(0);
     // Memory runs ahead of the stored cursor over events that are none of the appservice's.
     let begin = appservice.lag.lock().position.max(stored);
     if begin >= present {
@@ -204,7 +203,8 @@ async fn freeze(server: &Arc<Server>, appservice: &Arc<Appservice>) -> Result<bo
     let mut bytes = 0;
     let mut rooms = HashMap::new();
     'reading: loop {
-        let read = store::events::arrived(&mut conn, upto, present, READ_MAX).await?;
+        // Given back before `watches` asks for one: whoever holds a connection while waiting for another may wait for ever.
+        let read = store::events::arrived(&mut server.db.read().await?, upto, present, READ_MAX).await?;
         let Some(last) = read.last().map(|event| event.position) else {
             upto = present;
             break;
@@ -224,7 +224,6 @@ async fn freeze(server: &Arc<Server>, appservice: &Arc<Appservice>) -> Result<bo
             break;
         }
     }
-    drop(conn);
     if picked.is_empty() {
         appservice.lag.lock().position = upto;
         if upto - stored > UNSTORED_MAX {

@@ -38,6 +38,8 @@ pub struct Pushers {
     pub(crate) read_waits: Notify,
     /// Whose counts a gateway shows may have fallen: (its origin, the user).
     counts_fell: Mutex<BTreeSet<(String, OwnedUserId)>>,
+    /// The origins of the gateways that may be used.
+    listed: Vec<String>,
     /// Told when something was put there.
     pub(crate) count_waits: Notify,
     /// Held while rules are read, changed and written back: two changes at once both stay.
@@ -46,9 +48,9 @@ pub struct Pushers {
 
 impl Pushers {
     /// Reads them all.
-    pub async fn load(db: &Db) -> Result<Self> {
+    pub async fn load(db: &Db, listed: Vec<String>) -> Result<Self> {
         let mut conn = db.read().await?;
-        let pushers = Self::default();
+        let pushers = Self { listed, ..Self::default() };
         for pusher in store::push::all_pushers(&mut conn).await? {
             pushers.set(pusher);
         }
@@ -132,7 +134,8 @@ impl Pushers {
         if !gateways.is_empty() {
             let mut fell = self.counts_fell.lock();
             for gateway in gateways {
-                if fell.len() < READS_MAX {
+                // Nobody would take those of a gateway that is not (or no longer) on the list.
+                if fell.len() < READS_MAX && self.listed.contains(&gateway) {
                     fell.insert((gateway, user.to_owned()));
                 }
             }

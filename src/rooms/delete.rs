@@ -9,7 +9,7 @@ use ruma::{OwnedRoomId, OwnedUserId, RoomId};
 use super::{batch::Batch, committer::Hint, life, member};
 use crate::{
     audit,
-    error::{Code, Error, Result, forbidden, refuse},
+    error::{Code, Error, Result, forbidden, not_found, refuse},
     server::Server,
     store::{self, deletions::Deletion},
 };
@@ -27,6 +27,9 @@ pub async fn order(batch: &mut Batch, room_id: &RoomId, by: &str) -> Result<Stri
             "A room of the city is not deleted: it is closed, archived and purged when its retention is over \
              (市の部屋は管理室から「終了」「保管」「消去」の順に進めてください).",
         ));
+    }
+    if row.status == "purged" {
+        return Err(not_found("There is no such room."));
     }
     if store::deletions::unfinished_of(batch.reading(), room_id.as_str()).await? {
         return Err(refuse(Code::BadState, "This room is being deleted already."));

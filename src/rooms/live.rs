@@ -68,6 +68,8 @@ pub mod parking {
 const TIMELINE_EVENTS_MAX: usize = 128;
 /// Rooms read together.
 const READ_AT_ONCE: usize = 50;
+/// Parts of somebody's rooms that are read at once, each on a connection.
+const READERS: usize = 3;
 /// Rooms kept in memory before idle ones are dropped.
 const ROOMS_MAX: usize = 4_000;
 
@@ -475,7 +477,7 @@ impl Live {
 
     /// Reads those of some rooms that are not in memory, many with one query: whoever needs all of somebody's rooms asks for
     /// this first. A room that there is not is left to [`Live::room`], which says so.
-    pub async fn prepare(&self, db: &Db, mut room_ids: Vec<OwnedRoomId>) -> Result<()> {
+    pub async fn prepare(self: &Arc<Self>, db: &Arc<Db>, mut room_ids: Vec<OwnedRoomId>) -> Result<()> {
         room_ids.retain(|room_id| self.room_in_memory(room_id).is_none());
         if room_ids.len() < 2 {
             return Ok(());
@@ -483,29 +485,44 @@ impl Live {
         // In one order for everybody: nobody waits for a room of somebody who waits for one of theirs.
         room_ids.sort_unstable();
         room_ids.dedup();
+        let mut reading = tokio::task::JoinSet::new();
         for chunk in room_ids.chunks(READ_AT_ONCE) {
-            let rooms: Vec<(&OwnedRoomId, Arc<LiveRoom>)> =
-                chunk.iter().map(|room_id| (room_id, self.entry(room_id))).collect();
-            let mut one_reader = Vec::with_capacity(rooms.len());
-            for (_, room) in &rooms {
-                room.used.store(self.position(), Ordering::Relaxed);
-                one_reader.push(room.load.lock().await);
-            }
-            let unread: HashMap<OwnedRoomId, &LiveRoom> = rooms
-                .iter()
-                .filter(|(_, room)| room.view().is_none())
-                .map(|(room_id, room)| ((*room_id).clone(), &**room))
-                .collect();
-            let read = read_many(db, &unread).await;
+            // While one part is parsed the next is read.
+            if reading.len() >= READERS
+                && let Some(read) = reading.join_next().await
             {
-                let mut all = self.rooms.write();
-                for room_id in unread.iter().filter(|(_, room)| room.view().is_none()).map(|(id, _)| id) {
-                    all.remove(room_id);
-                }
+                read??;
             }
-            read?;
+            let (live, db, chunk) = (Arc::clone(self), Arc::clone(db), chunk.to_vec());
+            reading.spawn(async move { live.read_chunk(&db, &chunk).await });
+        }
+        while let Some(read) = reading.join_next().await {
+            read??;
         }
         Ok(())
+    }
+
+    async fn read_chunk(&self, db: &Db, chunk: &[OwnedRoomId]) -> Result<()> {
+        let rooms: Vec<(&OwnedRoomId, Arc<LiveRoom>)> =
+            chunk.iter().map(|room_id| (room_id, self.entry(room_id))).collect();
+        let mut one_reader = Vec::with_capacity(rooms.len());
+        for (_, room) in &rooms {
+            room.used.store(self.position(), Ordering::Relaxed);
+            one_reader.push(room.load.lock().await);
+        }
+        let unread: HashMap<OwnedRoomId, &LiveRoom> = rooms
+            .iter()
+            .filter(|(_, room)| room.view().is_none())
+            .map(|(room_id, room)| ((*room_id).clone(), &**room))
+            .collect();
+        let read = read_many(db, &unread).await;
+        {
+            let mut all = self.rooms.write();
+            for room_id in unread.iter().filter(|(_, room)| room.view().is_none()).map(|(id, _)| id) {
+                all.remove(room_id);
+            }
+        }
+        read
     }
 
     /// The room if it is in memory and ready.
@@ -853,14 +870,17 @@ async fn read_many(db: &Db, rooms: &HashMap<OwnedRoomId, &LiveRoom>) -> Result<(
     let room_ids: Vec<OwnedRoomId> = rooms.keys().cloned().collect();
     let mut conn = db.read().await?;
     let rows = store::rooms::rows(&mut conn, &room_ids).await?;
-    let mut states = by_room(store::rooms::current_states(&mut conn, &room_ids).await?, |e| &e.room_id);
+    let state = store::rooms::current_states(&mut conn, &room_ids).await?;
     // Asked for after the state: what changes in between is not in that state, and is found to have changed.
     let changed = store::rooms::visibility_changed(&mut conn, &room_ids).await?;
     let ends: Vec<_> = rows.iter().map(|row| (row.room_id.clone(), row.last_position)).collect();
     let newest = store::events::newest_of(&mut conn, &ends, TIMELINE_EVENTS_MAX / 2).await?;
-    let mut events = by_room(newest, |e| &e.room_id);
     let mut receipts = by_room(store::rooms::receipts_of(&mut conn, &room_ids).await?, |r| &r.room_id);
     drop(conn);
+    let parsed = tokio::task::spawn_blocking(move || store::events::parse_together(state, newest));
+    let (state, newest) = parsed.await??;
+    let mut states = by_room(state, |e| &e.room_id);
+    let mut events = by_room(newest, |e| &e.room_id);
     for row in rows {
         let Some(room) = rooms.get(&row.room_id) else { continue };
         let room_id = row.room_id.clone();

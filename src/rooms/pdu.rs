@@ -45,10 +45,8 @@ pub struct Event {
     pub pdu: Arc<str>,
     /// The client form without `unsigned` and without the closing brace.
     pub client: Box<str>,
-    /// The events before.
-    pub prev_events: Vec<OwnedEventId>,
-    /// The events that allow it.
-    pub auth_events: Vec<OwnedEventId>,
+    /// The events before and those that allow it, once somebody asks: most events are only shown.
+    parents: std::sync::OnceLock<Parents>,
     /// What it redacts.
     pub redacts: Option<OwnedEventId>,
     /// The sending device and its transaction id.
@@ -206,9 +204,14 @@ struct Parsed<'a> {
     depth: i64,
     #[serde(borrow)]
     content: &'a RawValue,
+    redacts: Option<OwnedEventId>,
+}
+
+/// Where an event hangs in the room's graph.
+#[derive(Debug, Default, Deserialize)]
+struct Parents {
     prev_events: Vec<OwnedEventId>,
     auth_events: Vec<OwnedEventId>,
-    redacts: Option<OwnedEventId>,
 }
 
 #[derive(Deserialize)]
@@ -252,12 +255,26 @@ impl Event {
             content: parsed.content.to_owned(),
             pdu: pdu.into(),
             client,
-            prev_events: parsed.prev_events,
-            auth_events: parsed.auth_events,
+            parents: std::sync::OnceLock::new(),
             redacts,
             txn: None,
             redacted_by: None,
         })
+    }
+
+    /// The events before.
+    pub fn prev_events(&self) -> &[OwnedEventId] {
+        &self.parents().prev_events
+    }
+
+    /// The events that allow it.
+    pub fn auth_events(&self) -> &[OwnedEventId] {
+        &self.parents().auth_events
+    }
+
+    fn parents(&self) -> &Parents {
+        // What was hashed and stored has them.
+        self.parents.get_or_init(|| serde_json::from_str(&self.pdu).unwrap_or_default())
     }
 
     /// Whether this is a state event.
@@ -300,11 +317,6 @@ impl Event {
         Some(Arc::new(copy))
     }
 
-    /// Memory it takes, roughly, for cache budgets.
-    pub fn bytes(&self) -> usize {
-        self.pdu.len() * 2 + self.content.get().len() + 600
-    }
-
     /// The event as a JSON value without `unsigned`.
     pub fn value(&self) -> serde_json::Value {
         serde_json::from_str(&format!("{}}}", self.client)).unwrap_or_default()
@@ -337,27 +349,29 @@ fn client_form(
     room_id: &RoomId,
     redacts: Option<&EventId>,
 ) -> Result<Box<str>> {
-    use std::fmt::Write as _;
-    let mut out = String::with_capacity(parsed.content.get().len() + 300);
-    let mut write = |key: &str, value: String| {
-        let comma = if out.is_empty() { "{" } else { "," };
-        // Writing to a String cannot fail.
-        let _ = write!(out, "{comma}\"{key}\":{value}");
-    };
-    write("content", parsed.content.get().to_owned());
-    write("event_id", serde_json::to_string(event_id)?);
-    write("origin_server_ts", parsed.origin_server_ts.to_string());
+    let mut out = Vec::with_capacity(parsed.content.get().len() + 400);
+    out.extend_from_slice(b"{\"content\":");
+    out.extend_from_slice(parsed.content.get().as_bytes());
+    out.extend_from_slice(b",\"event_id\":");
+    serde_json::to_writer(&mut out, event_id)?;
+    out.extend_from_slice(b",\"origin_server_ts\":");
+    serde_json::to_writer(&mut out, &parsed.origin_server_ts)?;
     if let Some(redacts) = redacts {
         // Clients of before room version 11 look for it at the top level.
-        write("redacts", serde_json::to_string(redacts)?);
+        out.extend_from_slice(b",\"redacts\":");
+        serde_json::to_writer(&mut out, redacts)?;
     }
-    write("room_id", serde_json::to_string(room_id)?);
-    write("sender", serde_json::to_string(&parsed.sender)?);
+    out.extend_from_slice(b",\"room_id\":");
+    serde_json::to_writer(&mut out, room_id)?;
+    out.extend_from_slice(b",\"sender\":");
+    serde_json::to_writer(&mut out, &parsed.sender)?;
     if let Some(state_key) = &parsed.state_key {
-        write("state_key", serde_json::to_string(state_key)?);
+        out.extend_from_slice(b",\"state_key\":");
+        serde_json::to_writer(&mut out, state_key)?;
     }
-    write("type", serde_json::to_string(&parsed.kind)?);
-    Ok(out.into_boxed_str())
+    out.extend_from_slice(b",\"type\":");
+    serde_json::to_writer(&mut out, &parsed.kind)?;
+    Ok(String::from_utf8(out).map_err(|error| Error::internal(error.to_string()))?.into_boxed_str())
 }
 
 impl ruma::state_res::Event for Event {
@@ -386,10 +400,10 @@ impl ruma::state_res::Event for Event {
         self.state_key.as_deref()
     }
     fn prev_events(&self) -> Box<dyn DoubleEndedIterator<Item = &OwnedEventId> + '_> {
-        Box::new(self.prev_events.iter())
+        Box::new(self.parents().prev_events.iter())
     }
     fn auth_events(&self) -> Box<dyn DoubleEndedIterator<Item = &OwnedEventId> + '_> {
-        Box::new(self.auth_events.iter())
+        Box::new(self.parents().auth_events.iter())
     }
     fn redacts(&self) -> Option<&OwnedEventId> {
         self.redacts.as_ref()

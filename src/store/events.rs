@@ -99,8 +99,8 @@ pub(crate) fn insert(script: &mut Script, pending: &Pending) {
     let edges: Vec<_> = pending
         .events
         .iter()
-        .filter(|e| e.prev_events.len() > 1)
-        .flat_map(|e| e.prev_events.iter().map(move |prev| (e, prev)))
+        .filter(|e| e.prev_events().len() > 1)
+        .flat_map(|e| e.prev_events().iter().map(move |prev| (e, prev)))
         .collect();
     queue_many!(
         script,
@@ -115,7 +115,7 @@ pub(crate) fn insert(script: &mut Script, pending: &Pending) {
         .events
         .iter()
         .filter(|e| e.is_state())
-        .flat_map(|e| e.auth_events.iter().map(move |auth| (e, auth)))
+        .flat_map(|e| e.auth_events().iter().map(move |auth| (e, auth)))
         .collect();
     queue_many!(
         script,
@@ -288,12 +288,26 @@ pub async fn newest(conn: &mut Conn, room_id: &RoomId, upto: i64, limit: usize) 
     Ok(found)
 }
 
+/// Events as the database has them. Parsing many takes longer than reading them, and is not for the threads that answer.
+pub struct Unparsed(Vec<Row>);
+
+/// Parses the state of several rooms and their newest events; what is both is one event in memory.
+pub fn parse_together(
+    state: super::rooms::UnparsedState,
+    newest: Unparsed,
+) -> Result<(Vec<Arc<Event>>, Vec<Arc<Event>>)> {
+    let newest = events(newest.0)?;
+    let known: HashMap<&str, &Arc<Event>> = newest
+        .iter()
+        .filter(|event| event.is_state())
+        .map(|event| (event.event_id.as_str(), event))
+        .collect();
+    let state = state.parse(|event_id| known.get(event_id).map(|event| Arc::clone(event)))?;
+    Ok((state, newest))
+}
+
 /// The newest events of several rooms, in each at or below an order and at most so many, in no order.
-pub async fn newest_of(
-    conn: &mut Conn,
-    rooms: &[(OwnedRoomId, i64)],
-    limit: usize,
-) -> Result<Vec<Arc<Event>>> {
+pub async fn newest_of(conn: &mut Conn, rooms: &[(OwnedRoomId, i64)], limit: usize) -> Result<Unparsed> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut rows: Vec<Row> = Vec::new();
     super::on!(conn, c => {
@@ -316,7 +330,7 @@ pub async fn newest_of(
             );
         }
     });
-    events(rows)
+    Ok(Unparsed(rows))
 }
 
 /// Events of a room before an order, newest first.

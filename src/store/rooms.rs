@@ -186,18 +186,25 @@ pub async fn current_state(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Arc<
     .collect()
 }
 
+/// State as the database has it.
+pub struct UnparsedState(Vec<StateRow>);
+
+impl UnparsedState {
+    /// Parses it, but for the events that are `known` already.
+    pub fn parse(self, known: impl Fn(&str) -> Option<Arc<Event>>) -> Result<Vec<Arc<Event>>> {
+        self.0.into_iter().map(|row| known(&row.1).map_or_else(|| state_event(row), Ok)).collect()
+    }
+}
+
 /// The current state of several rooms, in no order.
-pub async fn current_states(conn: &mut Conn, room_ids: &[OwnedRoomId]) -> Result<Vec<Arc<Event>>> {
-    all_in!(
+pub async fn current_states(conn: &mut Conn, room_ids: &[OwnedRoomId]) -> Result<UnparsedState> {
+    Ok(UnparsedState(all_in!(
         conn,
         StateRow,
         "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by FROM room_state s \
          JOIN events e ON e.event_id = s.event_id WHERE s.to_order IS NULL AND s.room_id IN ",
         room_ids
-    )
-    .into_iter()
-    .map(state_event)
-    .collect()
+    )))
 }
 
 /// Those of several rooms whose history visibility was another one before.

@@ -2,7 +2,7 @@
 
 use ruma::RoomId;
 
-use super::{Conn, insert_many, run};
+use super::{Conn, insert_many};
 use crate::error::{Error, Result};
 
 /// Adds (term, room, position) rows.
@@ -16,12 +16,6 @@ pub async fn insert(conn: &mut Conn, rows: &[(String, String, i64)]) -> Result<(
         },
         " ON CONFLICT DO NOTHING"
     );
-    Ok(())
-}
-
-/// Removes what was indexed of an event.
-pub async fn remove(conn: &mut Conn, position: i64) -> Result<()> {
-    run!(conn, "DELETE FROM search_terms WHERE position = $1", position)?;
     Ok(())
 }
 

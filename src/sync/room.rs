@@ -528,9 +528,23 @@ fn lazy_members_of(wanted: &Wanted<'_>, view: &RoomView, chunk: &Chunk) -> Vec<A
     let senders: BTreeSet<&UserId> = chunk.events.iter().map(|event| &*event.sender).collect();
     senders
         .into_iter()
-        .filter_map(|sender| view.state.event(&StateEventType::RoomMember, sender.as_str()))
-        .filter(|event| !chunk.events.iter().any(|e| e.event_id == event.event_id))
-        .cloned()
+        .filter_map(|sender| {
+            let present = view.state.event(&StateEventType::RoomMember, sender.as_str())?;
+            let own = |event: &&Arc<Event>| {
+                event.membership.is_some() && event.state_key.as_deref() == Some(sender.as_str())
+            };
+            match chunk.events.iter().find(own) {
+                None => Some(Arc::clone(present)),
+                // What they were when they wrote before it; `state_after` stands behind it.
+                Some(change)
+                    if !wanted.state_after
+                        && chunk.events.iter().take_while(|e| !own(e)).any(|e| e.sender == *sender) =>
+                {
+                    change.extra.get()?.replaces.clone()
+                }
+                Some(_) => None,
+            }
+        })
         .collect()
 }
 

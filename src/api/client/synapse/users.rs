@@ -179,7 +179,7 @@ async fn list(server: Arc<Server>, call: Call) -> Result<Answer> {
     let page = Page::of(&call)?;
     let (guests, deactivated) = (flag(&call, "guests")?, flag(&call, "deactivated")?);
     let (locked, admins) = (flag(&call, "locked")?, flag(&call, "admins")?);
-    let wanted = call.query("user_id").or_else(|| call.query("name")).unwrap_or_default().to_lowercase();
+    let wanted = call.query("name").or_else(|| call.query("user_id")).unwrap_or_default().to_lowercase();
     let (order, backwards) = (call.query("order_by").unwrap_or_default(), backwards(&call)?);
     let staff = staff(&server).await?;
     let accounts = store::admin::accounts(&mut server.db.read().await?).await?;
@@ -188,7 +188,7 @@ async fn list(server: Arc<Server>, call: Call) -> Result<Answer> {
         .filter(|account| account.kind != "appservice")
         .filter(|account| {
             let name = account.display_name.as_deref().unwrap_or_default().to_lowercase();
-            wanted.is_empty() || account.user_id.contains(&wanted) || name.contains(&wanted)
+            wanted.is_empty() || account.user_id.to_lowercase().contains(&wanted) || name.contains(&wanted)
         })
         .map(|account| view(&server, account, &staff))
         .filter(|user| {
@@ -201,9 +201,11 @@ async fn list(server: Arc<Server>, call: Call) -> Result<Answer> {
     let text = |user: &Value, key: &str| user[key].as_str().unwrap_or_default().to_owned();
     match order.as_str() {
         "" | "name" => {}
-        "displayname" => users.sort_by_key(|user| text(user, "displayname")),
+        key @ ("displayname" | "avatar_url" | "user_type") => users.sort_by_key(|user| text(user, key)),
         key @ ("creation_ts" | "last_seen_ts") => users.sort_by_key(|user| user[key].as_i64()),
-        key @ ("admin" | "deactivated" | "is_guest") => users.sort_by_key(|user| user[key].as_bool()),
+        key @ ("admin" | "deactivated" | "is_guest" | "locked" | "shadow_banned") => {
+            users.sort_by_key(|user| user[key].as_bool())
+        }
         _ => return Err(invalid("This order_by is not known.")),
     }
     if backwards {
@@ -395,7 +397,9 @@ async fn deactivate(server: &Arc<Server>, who: &Requester, user_id: OwnedUserId)
 }
 
 async fn devices(server: &Server, user_id: &OwnedUserId) -> Result<Vec<Value>> {
-    let list = store::personal::devices(&mut server.db.read().await?, user_id.as_str()).await?;
+    let mut conn = server.db.read().await?;
+    let list = store::personal::devices(&mut conn, user_id.as_str()).await?;
+    let dehydrated = store::keys::dehydrated_device(&mut conn, user_id.as_str()).await?.map(|(id, _)| id);
     Ok(list
         .into_iter()
         .map(|device| {
@@ -406,7 +410,7 @@ async fn devices(server: &Server, user_id: &OwnedUserId) -> Result<Vec<Value>> {
                 "last_seen_ts": server.sessions.last_seen(user_id, &device.device_id).or(device.last_seen),
                 "last_seen_ip": server.sessions.last_address(user_id, &device.device_id).map(|ip| ip.to_string()),
                 "last_seen_user_agent": null,
-                "dehydrated": false,
+                "dehydrated": dehydrated.as_deref() == Some(device.device_id.as_str()),
             })
         })
         .collect())
