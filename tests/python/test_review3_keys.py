@@ -14,7 +14,8 @@ import pytest
 
 from harness import Person, Server, quote, wait_for
 from test_keys import C, DEHYDRATED, FORBIDDEN, Device, dehydrated, inbox, send
-from test_push_http import Gateway, World, as_found, set_pusher, world  # noqa: F401 - fixtures
+# `world` and `as_found` are fixtures.
+from test_push_http import Gateway, World, as_found, set_pusher, world
 
 WHOAMI = f"{C}/account/whoami"
 
@@ -205,7 +206,7 @@ def test_a_gateway_that_takes_nothing_for_a_while_is_told_afterwards(world: Worl
 def test_the_list_of_notifications_leaves_out_whom_one_ignores(world: World):
     third = world.server.person()
     room = world.server.room(world.doctor, third, world.nurse)
-    heard, ignored = third.client.say(room, "まだ"), None
+    heard = third.client.say(room, "まだ")
     own_data(world.doctor, "m.ignored_user_list", {"ignored_users": {third.user_id: {}}})
     try:
         ignored, other = third.client.say(room, "もう"), world.nurse.client.say(room, "別の人")
@@ -250,7 +251,10 @@ def test_a_newcomer_is_not_rung_for_what_was_before(world: World):
     after = world.nurse.client.say(room, "後")
     time.sleep(0.5)
     world.good.mode = "ok"
-    told = lambda key: [one["event_id"] for one in world.good.told(key, "ok") if "event_id" in one]  # noqa: E731
+
+    def told(key: str) -> list[str]:
+        return [one["event_id"] for one in world.good.told(key, "ok") if "event_id" in one]
+
     wait_for(lambda: before in told(fine) and after in told(new), 60, what="what waited")
     time.sleep(0.5)
     assert before not in told(new)
