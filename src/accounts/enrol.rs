@@ -151,7 +151,7 @@ pub async fn begin(
         }
         _ => false,
     };
-    let turn = server.lockout.turn(&counted).await;
+    let turn = server.lockout.turn(&counted).await?;
     let locked = server.lockout.is_locked(&counted, None, now);
     let held = code.as_ref().is_some_and(|code| {
         account.as_ref().is_some_and(|account| account.user_id == code.user_id) && code.spent_at.is_none()

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     audit,
-    error::{Error, Result, forbidden},
+    error::{Code, Error, Result, forbidden, refuse},
     rooms::{city, committer::Hint, live::parking::Mutex},
     server::Server,
     store,
@@ -22,6 +22,8 @@ use crate::{
 
 /// Pairs of ID and terminal remembered.
 const REMEMBERED_MAX: usize = 50_000;
+/// Tries that wait for their turn at once.
+const TURNS_MAX: usize = 200;
 /// An ID is locked everywhere after so many times the failures of one terminal.
 const ANYWHERE_FACTOR: u32 = 6;
 
@@ -35,6 +37,14 @@ pub struct Lockout {
     failures: Mutex<HashMap<Counted, (u32, i64)>>,
     /// Lines in which the tries of IDs wait for each other; several IDs may share one.
     turns: [tokio::sync::Mutex<()>; 64],
+    /// Places in all lines together.
+    places: tokio::sync::Semaphore,
+}
+
+/// The turn of a try; the next one begins when it is dropped.
+pub struct Turn<'a> {
+    _line: tokio::sync::MutexGuard<'a, ()>,
+    _place: tokio::sync::SemaphorePermit<'a>,
 }
 
 impl Lockout {
@@ -45,6 +55,7 @@ impl Lockout {
             lock_ms: i64::from(minutes) * 60_000,
             failures: Mutex::default(),
             turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            places: tokio::sync::Semaphore::new(TURNS_MAX),
         }
     }
 
@@ -96,11 +107,17 @@ impl Lockout {
 
     /// Waits until the tries of an ID before this one are counted, so that none of many at once is looked at beyond the
     /// ceiling. Held from the look at the lock to the count.
-    pub async fn turn(&self, id: &str) -> tokio::sync::MutexGuard<'_, ()> {
+    pub async fn turn(&self, id: &str) -> Result<Turn<'_>> {
+        let place = self.places.try_acquire().map_err(|_| {
+            refuse(
+                Code::LimitExceeded { retry_after_ms: 2_000 },
+                "Too many people are logging in at this moment: please try again.",
+            )
+        })?;
         use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(id);
         let line = usize::try_from(hash % self.turns.len() as u64).unwrap_or_default();
-        self.turns[line].lock().await
+        Ok(Turn { _line: self.turns[line].lock().await, _place: place })
     }
 
     /// Forgets the failures of an ID on a terminal after a success.
@@ -236,7 +253,7 @@ pub async fn authenticate(server: &Arc<Server>, attempt: &Attempt) -> Result<Pro
     let id = typed(server, &attempt.id);
     let now = server.now();
     let terminal = attempt.terminal.as_ref().map(|known| known.terminal);
-    let turn = server.lockout.turn(&id).await;
+    let turn = server.lockout.turn(&id).await?;
     let Some(proven) = who_is(server, attempt, &id).await? else {
         let locks = server.lockout.failed(&id, terminal, now);
         drop(turn);
@@ -352,7 +369,7 @@ pub async fn confirm_password(
     let terminal = known.map(|known| known.terminal);
     let id = typed(server, user_id.localpart());
     let now = server.now();
-    let turn = server.lockout.turn(&id).await;
+    let turn = server.lockout.turn(&id).await?;
     let account = store::accounts::account(&mut server.db.read().await?, user_id.as_str()).await?;
     let usable = !server.lockout.is_locked(&id, terminal, now) && password.len() <= PASSWORD_BYTES_MAX;
     let hash = account.filter(|_| usable).and_then(|account| account.password_hash);

@@ -84,6 +84,7 @@ pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
                 if kind == "m.reaction" {
                     check_reaction(batch, &sending).await?;
                 }
+                check_edit(batch, &sending).await?;
                 if kind == "m.room.member" && sending.state_key.is_some() {
                     check_member(batch, &sending).await?;
                 }
@@ -224,6 +225,21 @@ async fn check_member(batch: &mut Batch, sending: &Sending) -> Result<()> {
         ..audit::Entry::default()
     });
     Ok(())
+}
+
+/// Nobody edits what was redacted: an edit that was under way then would bring the text back.
+async fn check_edit(batch: &mut Batch, sending: &Sending) -> Result<()> {
+    let relates = sending.content.get("m.relates_to").and_then(|r| r.as_object());
+    let field = |name: &str| relates.and_then(|r| r.get(name)).and_then(|v| v.as_str());
+    let (Some("m.replace"), Some(target)) = (field("rel_type"), field("event_id")) else { return Ok(()) };
+    let known = sending.txn.as_ref().is_some_and(|key| batch.known_txn(key).is_some());
+    let Some(target) = <&EventId>::try_from(target).ok().filter(|_| !known) else { return Ok(()) };
+    match batch.event(target).await? {
+        Some(event) if event.room_id == sending.room_id && event.redacted_by.is_some() => {
+            Err(forbidden("This message was removed (この投稿は取り消されています)."))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// One reaction of a kind per person and event (client-server API, "Event annotations and reactions").

@@ -396,9 +396,7 @@ def test_a_pusher_moves_with_the_app(world: World):
 
 
 @pytest.mark.parametrize("mode", [
-    "hang", pytest.param("503", marks=pytest.mark.xfail(strict=True, reason=(
-        "a gateway that answers 503 to everybody for a while: up to three pushkeys come to rest as if the trouble were theirs, "
-        "and what is for them meanwhile is dropped"))), "500", "endless", "nonsense", "redirect", "404"])
+    "hang", "503", "500", "endless", "nonsense", "redirect", "404"])
 def test_one_gateway_holds_up_nobody(world: World, mode: str):
     bad, fine = set_pusher(world.nurse.client, world.good.url), set_pusher(world.nurse.client, world.other.url)
     world.good.mode = mode

@@ -181,8 +181,6 @@ def test_an_edit_of_the_same_moment_does_not_survive_the_redaction(forgetful: Se
     assert before, "no edit came before its redaction"
 
 
-@pytest.mark.xfail(strict=True, reason="an edit that the server takes after the redaction is neither refused nor emptied: it "
-                   "brings the whole text back into the room, the search and the export")
 def test_what_was_taken_back_is_not_edited_back(forgetful: Server):
     """The other terminal has not heard of the redaction yet, or sends what it had queued."""
     server = forgetful

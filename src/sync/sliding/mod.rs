@@ -202,6 +202,7 @@ impl<'a> Answer<'a> {
                 let is_dm = direct.contains(room_id.as_str());
                 let initial = matched.from(self.asked.since).1;
                 matched.dm = (initial && is_dm || !initial && direct_changed).then_some(is_dm);
+                let was_out_of_sight = before.is_some_and(|sent| sent.reach != Reach::Live);
                 let told = room::write_joined(self.server, &self.asked, &matched, &mut rooms).await?;
                 delivered.extend(told.events.last().map(|newest| (room_id.clone(), newest.position)));
                 let extensions = &self.body.extensions;
@@ -212,7 +213,7 @@ impl<'a> Answer<'a> {
                     self.receipts(room_id, &told, &mut receipts).await?;
                 }
                 if covered(&extensions.typing) {
-                    self.typing(room_id, &told, &mut typing).await?;
+                    self.typing(room_id, &told, was_out_of_sight, &mut typing).await?;
                 }
                 if covered(&extensions.account_data) {
                     let news: Vec<Value> = account_data
@@ -496,7 +497,13 @@ impl<'a> Answer<'a> {
         Ok(())
     }
 
-    async fn typing(&self, room_id: &OwnedRoomId, told: &Told, out: &mut Map<String, Value>) -> Result<()> {
+    async fn typing(
+        &self,
+        room_id: &OwnedRoomId,
+        told: &Told,
+        was_out_of_sight: bool,
+        out: &mut Map<String, Value>,
+    ) -> Result<()> {
         let live = self.server.live.room(&self.server.db, room_id).await?;
         let users = live.typing_users();
         // Who comes new to a room is told who types, not that nobody does.
@@ -504,8 +511,7 @@ impl<'a> Answer<'a> {
             !users.is_empty()
         } else {
             // Of what came while the room was out of sight it is not known when: it is told as it is now.
-            told.from < self.asked.since.position
-                || live.typing_at.load(Ordering::Acquire) > self.asked.since.volatile
+            was_out_of_sight || live.typing_at.load(Ordering::Acquire) > self.asked.since.volatile
         };
         if news {
             out.insert(room_id.to_string(), json!({"type": "m.typing", "content": {"user_ids": users}}));
