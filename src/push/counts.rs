@@ -4,14 +4,15 @@
 use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 
 use ruma::{
-    OwnedUserId, UserId,
+    OwnedRoomId, OwnedUserId, UserId,
     events::TimelineEventType,
     push::{Action, PushConditionRoomCtx, Ruleset},
 };
+use tokio::task::JoinSet;
 
 use super::rules;
 use crate::{
-    error::Result,
+    error::{Error, Result},
     rooms::{
         ignored::{self, Ignored},
         live::{LiveRoom, Receipt, RoomView},
@@ -25,6 +26,9 @@ use crate::{
 const EVENTS_MAX: usize = 1_000;
 /// Events read from the database at once.
 const PAGE: usize = 200;
+/// Rooms counted by one task, and tasks at once, where many rooms are counted.
+const ROOMS_AT_ONCE: usize = 50;
+const COUNTERS: usize = 3;
 
 type Receipts = BTreeMap<(OwnedUserId, String, String), Receipt>;
 
@@ -114,6 +118,31 @@ pub async fn unread(server: &Arc<Server>, user: &UserId, room: &LiveRoom) -> Res
     let unread = counted.unread.clone();
     live.unread.lock().insert(room_id.clone(), counted);
     Ok(unread)
+}
+
+/// Counts in many rooms beside each other, so that [`unread`] knows the answers: after a start nothing is counted, and the
+/// rules are asked about every unread event.
+pub async fn prepare(server: &Arc<Server>, user: &UserId, room_ids: Vec<OwnedRoomId>) -> Result<()> {
+    let mut counting = JoinSet::new();
+    for chunk in room_ids.chunks(ROOMS_AT_ONCE) {
+        if counting.len() >= COUNTERS
+            && let Some(counted) = counting.join_next().await
+        {
+            counted??;
+        }
+        let (server, user, chunk) = (Arc::clone(server), user.to_owned(), chunk.to_vec());
+        counting.spawn(async move {
+            for room_id in chunk {
+                let room = server.live.room(&server.db, &room_id).await?;
+                unread(&server, &user, &room).await?;
+            }
+            Ok::<_, Error>(())
+        });
+    }
+    while let Some(counted) = counting.join_next().await {
+        counted??;
+    }
+    Ok(())
 }
 
 /// Whether the user's receipts say that an event was read.

@@ -204,8 +204,10 @@ async fn answer(
     let ignored = ignored::by(server, &who.user_id).await?;
     if since.position == 0 {
         let joined = memberships.iter().filter(|(_, m)| m.membership == "join");
-        let joined = joined.map(|(id, _)| id).filter(|id| is_wanted(&definition.room, id)).cloned().collect();
-        server.live.prepare(&server.db, joined).await?;
+        let joined = joined.map(|(id, _)| id).filter(|id| is_wanted(&definition.room, id));
+        let joined: Vec<OwnedRoomId> = joined.cloned().collect();
+        server.live.prepare(&server.db, Vec::clone(&joined)).await?;
+        crate::push::counts::prepare(server, &who.user_id, joined).await?;
     }
     let mut delivered = Vec::new();
     let mut join = String::new();
