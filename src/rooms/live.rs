@@ -878,7 +878,7 @@ async fn read_many(db: &Db, rooms: &HashMap<OwnedRoomId, &LiveRoom>) -> Result<(
     let mut receipts = by_room(store::rooms::receipts_of(&mut conn, &room_ids).await?, |r| &r.room_id);
     drop(conn);
     let parsed = tokio::task::spawn_blocking(move || store::events::parse_together(state, newest));
-    let (state, newest) = parsed.await??;
+    let store::events::Parsed { state, newest } = parsed.await??;
     let mut states = by_room(state, |e| &e.room_id);
     let mut events = by_room(newest, |e| &e.room_id);
     for row in rows {

@@ -291,11 +291,16 @@ pub async fn newest(conn: &mut Conn, room_id: &RoomId, upto: i64, limit: usize) 
 /// Events as the database has them. Parsing many takes longer than reading them, and is not for the threads that answer.
 pub struct Unparsed(Vec<Row>);
 
+/// Of several rooms, in no order.
+pub struct Parsed {
+    /// The present state.
+    pub state: Vec<Arc<Event>>,
+    /// The newest events.
+    pub newest: Vec<Arc<Event>>,
+}
+
 /// Parses the state of several rooms and their newest events; what is both is one event in memory.
-pub fn parse_together(
-    state: super::rooms::UnparsedState,
-    newest: Unparsed,
-) -> Result<(Vec<Arc<Event>>, Vec<Arc<Event>>)> {
+pub fn parse_together(state: super::rooms::UnparsedState, newest: Unparsed) -> Result<Parsed> {
     let newest = events(newest.0)?;
     let known: HashMap<&str, &Arc<Event>> = newest
         .iter()
@@ -303,7 +308,7 @@ pub fn parse_together(
         .map(|event| (event.event_id.as_str(), event))
         .collect();
     let state = state.parse(|event_id| known.get(event_id).map(|event| Arc::clone(event)))?;
-    Ok((state, newest))
+    Ok(Parsed { state, newest })
 }
 
 /// The newest events of several rooms, in each at or below an order and at most so many, in no order.
