@@ -178,12 +178,19 @@ pub fn refused() -> Error {
 }
 
 /// Somebody who has given ID and password.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Proven {
     /// Who.
     pub user_id: OwnedUserId,
     /// The password's hash, as it was when it was looked at.
     password_hash: String,
+}
+
+/// Without the hash, which is in no log.
+impl std::fmt::Debug for Proven {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proven").field("user_id", &self.user_id).finish_non_exhaustive()
+    }
 }
 
 impl Proven {

@@ -252,7 +252,9 @@ async fn step(
     cursor: &Cursor,
     counts: &mut Counts,
 ) -> Result<()> {
-    gateway.try_again(server).await?;
+    let tried = gateway.try_again(server).await;
+    cursor.hold(gateway.aside.lock().oldest());
+    tried?;
     let (at, upto) = (cursor.at.load(Ordering::Relaxed), server.live.position());
     if at < upto {
         let mut end = upto;

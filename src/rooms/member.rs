@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ruma::{RoomId, UserId, events::StateEventType, events::room::member::MembershipState};
 use serde_json::{Value, json};
 
-use super::{access, append::Intent, batch::Batch, invites, pdu::Event, send};
+use super::{access, append::Intent, batch::Batch, invites, pdu::Event, send, upgrade};
 use crate::{
     accounts::guests,
     config::CreateRooms,
@@ -144,7 +144,10 @@ pub async fn join(
     if let Some(authority) = authority {
         joined["join_authorised_via_users_server"] = authority.as_str().into();
     }
-    batch.append(Intent::state(room_id, user_id, "m.room.member", user_id.as_str(), joined)?).await
+    let event =
+        batch.append(Intent::state(room_id, user_id, "m.room.member", user_id.as_str(), joined)?).await?;
+    upgrade::take_along(batch, room_id, user_id).await?;
+    Ok(event)
 }
 
 /// Knocks (入室の申請): asks the members to be let in.

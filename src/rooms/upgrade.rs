@@ -89,6 +89,7 @@ pub async fn upgrade(batch: &mut Batch, order: Upgrade) -> Result<OwnedRoomId> {
     let tombstone = json!({"body": "This room has been replaced", "replacement_room": new});
     batch.append(Intent::state(&old, &user_id, "m.room.tombstone", "", tombstone)?).await?;
     quieten(batch, &old, &user_id).await?;
+    take_along(batch, &new, &user_id).await?;
     Ok(new)
 }
 
@@ -231,4 +232,91 @@ async fn quieten(batch: &mut Batch, old: &RoomId, user_id: &UserId) -> Result<()
         batch.append(Intent::state(old, user_id, "m.room.power_levels", "", levels)?).await?;
     }
     Ok(())
+}
+
+/// Whoever comes from an old room into the one that replaces it finds what they had set for it (client-server API, "Room
+/// upgrades", server behaviour): tags, that it is direct, and their own push rules.
+pub async fn take_along(batch: &mut Batch, new: &RoomId, user_id: &UserId) -> Result<()> {
+    let create = batch.room(new).await?.state.event(&StateEventType::RoomCreate, "").cloned();
+    let predecessor = create.and_then(|event| event.content_field("predecessor"));
+    let old = predecessor.as_ref().and_then(|from| <&RoomId>::try_from(from["room_id"].as_str()?).ok());
+    // What an event says about where a room comes from is its maker's word: only who was there brings anything.
+    let Some(old) = old.filter(|old| batch.live.is_joined(user_id, old)) else { return Ok(()) };
+    let user = user_id.as_str();
+    let tags = store::personal::account_data(batch.reading(), user, old.as_str(), "m.tag").await?;
+    let has = store::personal::account_data(batch.reading(), user, new.as_str(), "m.tag").await?.is_some();
+    if let Some(tags) = tags.filter(|_| !has) {
+        batch.account_data(user_id, new.as_str(), "m.tag", tags);
+    }
+    for (kind, change) in
+        [("m.direct", direct_too as fn(&mut Value, &str, &str) -> bool), ("m.push_rules", ruled_too)]
+    {
+        let stored = store::personal::account_data(batch.reading(), user, "", kind).await?;
+        let content = stored.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+        if let Some(mut content) = content
+            && change(&mut content, old.as_str(), new.as_str())
+        {
+            batch.account_data(user_id, "", kind, content.to_string());
+        }
+    }
+    Ok(())
+}
+
+/// Calls the new room direct with whom the old one is; whether that changed anything.
+fn direct_too(content: &mut Value, old: &str, new: &str) -> bool {
+    let mut changed = false;
+    for rooms in content.as_object_mut().into_iter().flatten().filter_map(|(_, rooms)| rooms.as_array_mut()) {
+        if rooms.iter().any(|room| room == old) && !rooms.iter().any(|room| room == new) {
+            rooms.push(new.into());
+            changed = true;
+        }
+    }
+    changed
+}
+
+/// Gives the new room the rules that bear the old one's name: those of kind `room`, and the overrides that mute a room.
+fn ruled_too(content: &mut Value, old: &str, new: &str) -> bool {
+    let mut changed = false;
+    for kind in ["room", "override"] {
+        let rules = content.pointer_mut(&format!("/global/{kind}")).and_then(Value::as_array_mut);
+        let Some(rules) = rules else { continue };
+        let mut copy = match rules.iter().find(|rule| rule["rule_id"] == old) {
+            Some(rule) if !rules.iter().any(|rule| rule["rule_id"] == new) => rule.clone(),
+            _ => continue,
+        };
+        copy["rule_id"] = new.into();
+        for condition in copy.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+            if condition["key"] == "room_id" && condition["pattern"] == old {
+                condition["pattern"] = new.into();
+            }
+        }
+        rules.insert(0, copy);
+        changed = true;
+    }
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_set_for_the_old_room_is_set_for_the_new_one() {
+        let mut direct = json!({"@a:x": ["!old", "!other"], "@b:x": ["!other"]});
+        assert!(direct_too(&mut direct, "!old", "!new"));
+        assert_eq!(direct, json!({"@a:x": ["!old", "!other", "!new"], "@b:x": ["!other"]}));
+        assert!(!direct_too(&mut direct, "!old", "!new"), "once");
+        let condition = |room: &str| json!([{"kind": "event_match", "key": "room_id", "pattern": room}]);
+        let mut rules = json!({"global": {
+            "override": [{"rule_id": "!old", "conditions": condition("!old"), "actions": []}],
+            "room": [{"rule_id": "!else", "actions": []}],
+        }});
+        assert!(ruled_too(&mut rules, "!old", "!new"));
+        assert_eq!(rules["global"]["override"][0]["rule_id"], "!new");
+        assert_eq!(rules["global"]["override"][0]["conditions"], condition("!new"));
+        assert_eq!(rules["global"]["override"][1]["rule_id"], "!old");
+        assert_eq!(rules["global"]["room"].as_array().unwrap().len(), 1);
+        assert!(!ruled_too(&mut rules, "!old", "!new"), "once");
+        assert!(!ruled_too(&mut json!({"global": 5}), "!old", "!new"));
+    }
 }

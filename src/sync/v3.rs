@@ -87,7 +87,9 @@ pub async fn sync(server: &Arc<Server>, who: &Requester, request: Request) -> Re
             && !something_new(&user, first, upto)
             && !retell_typing(server, first);
         if !idle {
-            let (body, something) = answer(server, who, &user, &definition, &request, first, upto).await?;
+            // Apart on the heap: a poll that waits does not hold the room that an answer takes while it is made.
+            let made = Box::pin(answer(server, who, &user, &definition, &request, first, upto));
+            let (body, something) = made.await?;
             if something || since.is_none() || request.full_state || waiting.over() {
                 return Ok(body);
             }

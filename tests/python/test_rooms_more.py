@@ -297,6 +297,34 @@ def test_a_space_takes_its_rooms_along(open_server):
     assert a.client.state(made, "m.space.child", room)["via"]
 
 
+def test_what_people_set_for_a_room_goes_along_with_its_upgrade(open_server):
+    """Tags, that it is direct, and their own push rules: with whoever upgrades, and with who comes after."""
+    a, b, c = (open_server.register() for _ in range(3))
+    room = make(a, preset="public_chat")
+    assert join(b, room).status == 200
+    mute = {"conditions": [{"kind": "event_match", "key": "room_id", "pattern": room}], "actions": []}
+    for one in (a, b, c):
+        own = f"{C}/user/{quote(one.user_id)}"
+        if one is not c:
+            one.client.ok("PUT", f"{own}/rooms/{quote(room)}/tags/m.favourite", {"order": 0.5})
+        one.client.ok("PUT", f"{own}/account_data/m.direct", {a.user_id: [room, "!other:x"]})
+        one.client.ok("PUT", f"{C}/pushrules/global/override/{quote(room)}", mute)
+        one.client.ok("PUT", f"{C}/pushrules/global/room/{quote(room)}", {"actions": ["notify"]})
+    made = a.client.ok("POST", f"{C}/rooms/{quote(room)}/upgrade", {"new_version": "12"})["replacement_room"]
+    for one in (b, c):
+        assert join(one, made).status == 200
+    for one, was_there in ((a, True), (b, True), (c, False)):
+        own = f"{C}/user/{quote(one.user_id)}"
+        assert one.client.ok("GET", f"{own}/rooms/{quote(made)}/tags")["tags"] == ({"m.favourite": {"order": 0.5}} if was_there else {})
+        assert (made in one.client.ok("GET", f"{own}/account_data/m.direct")[a.user_id]) == was_there
+        rules = one.client.ok("GET", f"{C}/pushrules/")["global"]
+        names = {kind: [rule["rule_id"] for rule in rules[kind]] for kind in ("override", "room")}
+        assert (made in names["override"]) == was_there and (made in names["room"]) == was_there, names
+        if was_there:
+            muted = next(rule for rule in rules["override"] if rule["rule_id"] == made)
+            assert muted["conditions"][0]["pattern"] == made
+
+
 def test_rooms_of_the_city_are_not_upgraded(any_city, people):
     a, b, former, outsider = people
     room = any_city.room(a, former)

@@ -98,7 +98,8 @@ pub async fn sync(
             && to_device.is_none_or(|since| user.personal_position.load(Ordering::Acquire) <= since);
         if !idle || waiting.over() {
             let mut answer = Answer::new(server, who, body, &point, upto, to_device);
-            answer.make(&user).await?;
+            // Apart on the heap: a poll that waits does not hold the room that an answer takes while it is made.
+            Box::pin(answer.make(&user)).await?;
             if first || new_question || answer.something || waiting.over() {
                 let Answer { rooms_after, mut out, .. } = answer;
                 let next = Point { upto, rooms: rooms_after, asked };
