@@ -53,6 +53,8 @@ pub enum Code {
     InvalidUsername,
     /// The name is in an appservice's exclusive namespace.
     Exclusive,
+    /// An appservice asks for a session of one of its users, and none are given.
+    AppserviceLoginUnsupported,
     /// The device that an appservice wants to act as is not the user's.
     UnknownDevice,
     /// The alias of a new room is taken.

@@ -3,7 +3,7 @@
 //! itself, so that the index may be coarse. What is redacted is in neither.
 
 use std::{
-    collections::{BTreeMap, HashSet, btree_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -51,7 +51,8 @@ pub fn normal(text: &str) -> String {
     text.nfkc().flat_map(char::to_lowercase).collect()
 }
 
-/// What a text is indexed by.
+/// What a text is indexed by. A redaction deletes by it: whoever changes this makes the index anew (a migration that empties
+/// it and its follower's cursor).
 pub fn terms(text: &str) -> Vec<String> {
     split(text, true, TERMS_MAX)
 }
@@ -173,6 +174,11 @@ pub fn text_of(event: &Event, fields: Fields) -> Option<String> {
     }
 }
 
+/// What the index has of an event.
+pub fn terms_of(event: &Event) -> Vec<String> {
+    text_of(event, ALL_FIELDS).map(|text| terms(&text)).unwrap_or_default()
+}
+
 // ── The index ───────────────────────────────────────────────────────────────────────────────
 
 /// Keeps the index up to date until the server stops.
@@ -241,18 +247,21 @@ async fn step(server: &Arc<Server>, at: Option<i64>) -> Result<i64> {
         None => store::meta::follower(&mut conn, NAME).await?.unwrap_or(0).min(upto),
     };
     let events = store::events::arrived(&mut conn, at, upto, CHUNK).await?;
+    let mut rooms: Vec<&RoomId> = events.iter().map(|event| &*event.room_id).collect();
+    rooms.sort_unstable();
+    rooms.dedup();
+    let rooms = store::search::numbers(&mut conn, &rooms).await?;
     drop(conn);
     let Some(newest) = events.last() else { return Ok(upto) };
     let mut end = if events.len() < CHUNK { upto } else { newest.position };
-    let mut rows: Vec<(String, String, i64)> = Vec::new();
+    let mut rows: Vec<(i64, String, i64)> = Vec::new();
     for event in &events {
         if rows.len() >= ROWS_MAX {
             end = event.position - 1;
             break;
         }
-        if let Some(text) = text_of(event, ALL_FIELDS) {
-            let room_id = event.room_id.to_string();
-            rows.extend(terms(&text).into_iter().map(|term| (term, room_id.clone(), event.position)));
+        if let Some(room) = rooms.get(event.room_id.as_str()) {
+            rows.extend(terms_of(event).into_iter().map(|term| (*room, term, event.position)));
         }
     }
     server
@@ -346,6 +355,8 @@ pub async fn page(
     wanted: &Wanted<'_>,
     passes: impl Fn(&Event) -> bool + Send,
 ) -> Result<Page> {
+    let rooms: Vec<&RoomId> = wanted.rooms.iter().map(|room_id| &**room_id).collect();
+    let numbers = store::search::numbers(&mut server.db.read().await?, &rooms).await?;
     let mut sights: BTreeMap<usize, Option<(Arc<LiveRoom>, Sight)>> = BTreeMap::new();
     let mut hits: Vec<Hit> = Vec::new();
     let mut before = wanted.before;
@@ -353,7 +364,7 @@ pub async fn page(
     // Where looking stopped before the end of the rooms.
     let mut unseen = None;
     'rounds: loop {
-        let (candidates, floor) = candidates(server, wanted, before).await?;
+        let (candidates, floor) = candidates(server, wanted, &numbers, before).await?;
         for (position, room) in candidates {
             if tries == TRIES_MAX {
                 unseen = Some(position + 1);
@@ -396,13 +407,19 @@ pub async fn page(
 
 /// What the index has before a position, newest first, as (position, room); and the position down to which that is
 /// complete (0: all of it).
-async fn candidates(server: &Server, wanted: &Wanted<'_>, before: i64) -> Result<(Vec<(i64, usize)>, i64)> {
+async fn candidates(
+    server: &Server,
+    wanted: &Wanted<'_>,
+    numbers: &HashMap<String, i64>,
+    before: i64,
+) -> Result<(Vec<(i64, usize)>, i64)> {
     let mut conn = server.db.read().await?;
     let mut all = Vec::new();
     let mut floor = 0;
     for (room, room_id) in wanted.rooms.iter().enumerate() {
+        let Some(number) = numbers.get(room_id.as_str()) else { continue };
         let limit = i64::try_from(ROOM_HITS).unwrap_or(i64::MAX);
-        let found = store::search::find(&mut conn, room_id, &wanted.query.terms, before, limit).await?;
+        let found = store::search::find(&mut conn, *number, &wanted.query.terms, before, limit).await?;
         if found.len() == ROOM_HITS
             && let Some(oldest) = found.last()
         {

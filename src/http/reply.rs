@@ -31,6 +31,7 @@ pub fn status(code: Code) -> (StatusCode, &'static str) {
         Code::UserInUse => (StatusCode::BAD_REQUEST, "M_USER_IN_USE"),
         Code::InvalidUsername => (StatusCode::BAD_REQUEST, "M_INVALID_USERNAME"),
         Code::Exclusive => (StatusCode::BAD_REQUEST, "M_EXCLUSIVE"),
+        Code::AppserviceLoginUnsupported => (StatusCode::BAD_REQUEST, "M_APPSERVICE_LOGIN_UNSUPPORTED"),
         Code::UnknownDevice => (StatusCode::BAD_REQUEST, "M_UNKNOWN_DEVICE"),
         Code::RoomInUse => (StatusCode::BAD_REQUEST, "M_ROOM_IN_USE"),
         Code::AliasTaken => (StatusCode::CONFLICT, "M_UNKNOWN"),

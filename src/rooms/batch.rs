@@ -61,6 +61,10 @@ pub(crate) struct Redacted {
     pub(crate) event: Arc<Event>,
     /// As it was, where the auditor keeps that.
     pub(crate) original: Option<Arc<str>>,
+    /// The number by which the search index knows its room.
+    pub(crate) room: i64,
+    /// What the search index has of it.
+    pub(crate) terms: Vec<String>,
     /// When.
     pub(crate) at: i64,
 }

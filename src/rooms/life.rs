@@ -33,6 +33,8 @@ use crate::{
 
 /// Events deleted in one unit.
 const PURGE_CHUNK: i64 = 500;
+/// Entries of the search index deleted in one unit of a purge.
+const PURGE_ENTRIES: i64 = 20_000;
 /// Event ids read at once when a purge is counted.
 const COUNT_CHUNK: i64 = 10_000;
 /// Posts looked through at once for a purged subject's name.
@@ -487,7 +489,12 @@ pub(super) async fn delete_some(batch: &mut Batch, room_id: &RoomId) -> Result<(
     shown.dedup();
     let conn = batch.sql().await?;
     store::life::delete_events(conn, &events).await?;
-    if events.is_empty() {
+    let mut none_left = events.is_empty();
+    if none_left {
+        // After the events: the index takes up none of those that are gone.
+        none_left = store::search::delete_some(conn, room_id, PURGE_ENTRIES).await?;
+    }
+    if none_left {
         store::life::delete_rest(conn, room_id).await?;
     }
     let mut blobs = Vec::new();
@@ -496,7 +503,7 @@ pub(super) async fn delete_some(batch: &mut Batch, room_id: &RoomId) -> Result<(
             blobs.extend(store::media::delete(conn, media_id).await?);
         }
     }
-    Ok((events.is_empty(), blobs))
+    Ok((none_left, blobs))
 }
 
 /// What a room is for, as people read it.

@@ -124,6 +124,9 @@ async fn empty(batch: &mut Batch, target: &Event, by: &Arc<Event>, keeps_origina
         }
     }
     let original = keeps_original.then(|| target.pdu.clone());
-    batch.pending.redacted.push(Redacted { event, original, at: batch.now });
+    let create = batch.room(&target.room_id).await?.state.event(&StateEventType::RoomCreate, "");
+    let room = create.map_or(0, |create| create.position);
+    let terms = crate::search::terms_of(target);
+    batch.pending.redacted.push(Redacted { event, original, room, terms, at: batch.now });
     Ok(())
 }

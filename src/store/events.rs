@@ -216,7 +216,18 @@ pub(crate) fn write_redacted(script: &mut Script, list: &[Redacted]) {
             ""
         );
         queue!(script, "DELETE FROM relations WHERE event_id = ", id, "");
-        queue!(script, "DELETE FROM search_terms WHERE position = ", redacted.event.position, "");
+        for term in &redacted.terms {
+            queue!(
+                script,
+                "DELETE FROM search_terms WHERE room = ",
+                redacted.room,
+                " AND term = ",
+                term,
+                " AND position = ",
+                redacted.event.position,
+                ""
+            );
+        }
         queue!(script, "DELETE FROM media_links WHERE event_id = ", id, "");
     }
 }

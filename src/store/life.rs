@@ -225,12 +225,9 @@ pub async fn unfinished_purges(conn: &mut Conn) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Deletes these events and all that hangs on them. `events` are (position, event id).
+/// Deletes these events and all that hangs on them but their entries in the search index. `events` are (position, event id).
 pub async fn delete_events(conn: &mut Conn, events: &[(i64, String)]) -> Result<()> {
     let ids: Vec<String> = events.iter().map(|(_, id)| id.clone()).collect();
-    for (position, _) in events {
-        run!(conn, "DELETE FROM search_terms WHERE position = $1", *position)?;
-    }
     run_in!(conn, "DELETE FROM event_edges WHERE event_id IN ", &ids);
     run_in!(conn, "DELETE FROM event_auth WHERE event_id IN ", &ids);
     run_in!(conn, "DELETE FROM event_originals WHERE event_id IN ", &ids);

@@ -183,6 +183,28 @@ static SETTLING_OWED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicB
 /// Migrations go forward only; a schema newer than the binary's is refused by sqlx ("VersionMissing").
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
+/// The migrations as SQLite takes them. One text is for both databases; what only SQLite has stands in it as
+/// `/*! SQLite: … */`, which is a comment to PostgreSQL.
+fn migrations_for_sqlite() -> sqlx::migrate::Migrator {
+    let migrations = MIGRATIONS.iter().map(|migration| {
+        let mut sql = String::new();
+        let mut rest = migration.sql.as_str();
+        while let Some((before, after)) = rest.split_once("/*! SQLite: ") {
+            let (own, after) = after.split_once(" */").unwrap_or((after, ""));
+            sql.push_str(before);
+            sql.push_str(own);
+            rest = after;
+        }
+        sql.push_str(rest);
+        // The checksum stays that of the file.
+        sqlx::migrate::Migration {
+            sql: sqlx::SqlSafeStr::into_sql_str(sqlx::AssertSqlSafe(sql)),
+            ..migration.clone()
+        }
+    });
+    sqlx::migrate::Migrator::with_migrations(migrations.collect())
+}
+
 impl Db {
     /// Opens the database, migrating it if need be. `url` is `sqlite:` (the file `heya.sqlite` in the data
     /// folder), `sqlite:PATH`, or a `postgres://…` URL.
@@ -205,7 +227,7 @@ impl Db {
                 .log_slow_statements(tracing::log::LevelFilter::Off, Duration::ZERO);
             let mut writer = options.clone().connect().await?;
             if migrate {
-                MIGRATIONS.run(&mut writer).await?;
+                migrations_for_sqlite().run(&mut writer).await?;
             }
             writer.close().await?;
             let pool = SqlitePoolOptions::new()

@@ -99,10 +99,11 @@ class Appservice:
     def client(self, server: Server) -> Client:
         return Client(server.internal_base, token=self.as_token)
 
-    def register(self, server: Server, name: str):
+    def register(self, server: Server, name: str, inhibit_login: bool = True):
         """Makes one of its users; the answer."""
         client = self.client(server)
-        answer = client.post("/_matrix/client/v3/register", {"type": "m.login.application_service", "username": name})
+        body = {"type": "m.login.application_service", "username": name}
+        answer = client.post("/_matrix/client/v3/register", body | ({"inhibit_login": True} if inhibit_login else {}))
         client.close()
         return answer
 

@@ -35,6 +35,8 @@ import requests
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs12
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# At most so many of pytest-xdist's workers share a machine.
+WORKERS = 8
 CONTACT = "〇〇市 試験担当課\n電話 0000-00-1234"
 # The newest installed.
 PG_BIN = max(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name),
@@ -48,10 +50,13 @@ def binary() -> str:
 
 def free_ports(count: int) -> list[int]:
     """Ports that are free, below those that the system hands out: while a server is stopped and started again, nobody's
-    connection takes its port."""
+    connection takes its port. Each of pytest-xdist's workers has a range of its own, so that none takes a port that
+    another has just found free."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
+    first, width = 12_000, 20_000 // WORKERS
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(12_000, 32_000)
+        port = first + worker * width + random.randrange(width)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))

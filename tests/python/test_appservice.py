@@ -358,6 +358,9 @@ def test_masquerading(fresh, folder, appservice):
     assert service.register(server, "bridgebot").told == (400, "M_USER_IN_USE")
     for name in ("other_1", "stranger", "otherbot"):
         assert service.register(server, name).told == (400, "M_EXCLUSIVE"), name
+    # A session of a user of its own is not to be had: refused as specified, and the name stays free.
+    assert service.register(server, "bridge_2", inhibit_login=False).told == (400, "M_APPSERVICE_LOGIN_UNSUPPORTED")
+    assert service.register(server, "bridge_2").json == {"user_id": f"@bridge_2:{server.server_name}"}
     taken = server.public().post(f"{C}/register", {"username": "bridge_person", "password": "Ume-hana-37", "auth": {"type": "m.login.dummy"}})
     assert taken.told == (400, "M_EXCLUSIVE")
     own.close()

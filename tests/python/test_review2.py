@@ -260,8 +260,9 @@ def test_housekeeping_goes_on_beside_a_long_purge(fresh):
         db.executemany("INSERT INTO events (position, event_id, room_id, room_order, depth, type, sender, pdu, outlier, rejected,"
                        " soft_failed) VALUES (?, ?, ?, ?, 1, 'm.room.message', '@x:y', ?, 0, 0, 0)",
                        ((top + i, f"${i:043}", room, top + i, pdu) for i in range(1, 200_001)))
-        db.executemany("INSERT INTO search_terms (term, room_id, position) VALUES (?, ?, ?)",
-                       ((f"t{t}", room, top + i) for i in range(1, 200_001) for t in range(3)))
+        (number,) = db.execute("SELECT from_order FROM room_state WHERE room_id = ? AND type = 'm.room.create'", (room,)).fetchone()
+        db.executemany("INSERT INTO search_terms (room, term, position) VALUES (?, ?, ?)",
+                       ((number, f"t{t}", top + i) for t in range(3) for i in range(1, 200_001)))
         db.execute("UPDATE positions SET n = ?", (top + 200_001,))
         db.execute("UPDATE followers SET position = ?", (top + 200_001,))
         db.execute("UPDATE rooms SET status = 'purging' WHERE room_id = ?", (room,))

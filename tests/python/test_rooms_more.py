@@ -327,7 +327,7 @@ def test_what_people_set_for_a_room_goes_along_with_its_upgrade(open_server):
 
 def test_rooms_of_the_city_are_not_upgraded(any_city, people):
     a, b, former, outsider = people
-    room = any_city.room(a, former)
+    room = any_city.room(a, b, former)
     any_city.change_members(room, remove=[former])
     direct = make(a, invite=[b.user_id], is_direct=True)
     staff = any_city.first_staff()

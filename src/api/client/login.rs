@@ -90,7 +90,11 @@ async fn login(server: Arc<Server>, peer: Peer, request: login::Request) -> Resu
         server.limiter.allow_before_login(peer.address.ip(), server.now())?;
     }
     let unknown = |code| refuse(code, "Only m.login.password with the ID (m.id.user) is offered.");
-    let login::LoginInfo::Password(password) = request.login_info else { return Err(unknown(Code::Unknown)) };
+    let password = match request.login_info {
+        login::LoginInfo::Password(password) => password,
+        login::LoginInfo::ApplicationService(_) => return Err(unknown(Code::AppserviceLoginUnsupported)),
+        _ => return Err(unknown(Code::Unknown)),
+    };
     let id = match password.identifier {
         Some(UserIdentifier::Matrix(id)) => id.user,
         _ => return Err(unknown(Code::InvalidParam)),

@@ -193,6 +193,13 @@ async fn by_appservice(
     if store::accounts::account(&mut server.db.read().await?, user_id.as_str()).await?.is_some() {
         return Err(refuse(Code::UserInUse, "This name is taken."));
     }
+    if !request.inhibit_login {
+        // Client-server API v1.17, `POST /register`: a token of a user would be worth nothing on the internal listener.
+        return Err(refuse(
+            Code::AppserviceLoginUnsupported,
+            "Appservices act as their users with their own token: register with inhibit_login.",
+        ));
+    }
     make(server, user_id, None, "appservice", &request).await
 }
 
