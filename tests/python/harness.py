@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import glob
 import html
 import http.client
 import itertools
@@ -41,6 +42,9 @@ CONTACT = "〇〇市 試験担当課\n電話 0000-00-1234"
 # The newest installed.
 PG_BIN = max(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name),
              default=pathlib.Path("/usr/lib/postgresql/15/bin"))
+
+# Debian's package libfaketime: a clock that is ahead.
+LIBFAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketime.so.1")), None)
 
 
 def binary() -> str:
@@ -461,6 +465,13 @@ class Server:
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    def later(self, offset: str) -> None:
+        """Starts the process again with a clock that is ahead of the real one ("+91d", "+61s"); needs LIBFAKETIME."""
+        assert LIBFAKETIME is not None
+        self.env = self.env | {"LD_PRELOAD": LIBFAKETIME, "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+                               "DONT_FAKE_MONOTONIC": "1"}
+        self.restart()
 
     def remove(self) -> None:
         """Stops the server and removes what it leaves."""

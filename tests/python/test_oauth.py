@@ -16,7 +16,7 @@ import urllib.parse
 import pytest
 import requests
 
-from harness import Answer, Client, Person, Server, Terminal, free_ports, quote, wait_for
+from harness import LIBFAKETIME, Answer, Client, Person, Server, Terminal, free_ports, quote, wait_for
 
 C = "/_matrix/client/v3"
 WHOAMI = f"{C}/account/whoami"
@@ -641,6 +641,34 @@ def test_an_access_token_runs_out(fresh):
     assert person.client.get(WHOAMI).status == 200
 
 
+@pytest.mark.skipif(LIBFAKETIME is None, reason="needs Debian's libfaketime: a minute is long, 90 days are longer")
+def test_a_code_is_good_for_a_minute_and_an_idle_session_for_90_days(fresh):
+    server = fresh(config=CITY)
+    person = server.person()
+    app = App(server, person.terminal)
+    busy = app.log_in(person)
+    idle, other = App(server, person.terminal), App(server, person.terminal)
+    left = idle.log_in(person)
+    in_time, late = other.code(person), app.code(person)
+
+    def again(offset: str) -> None:
+        server.later(offset)
+        for one in (app, idle, other):
+            one.http = server.public(person.terminal)
+
+    again("+20s")
+    assert other.hand_in(in_time).status == 200
+    again("+61s")
+    assert told(app.hand_in(late)) == INVALID
+    again("+89d")
+    busy = app.refresh(busy["refresh_token"]).json
+    assert app.whoami(busy["access_token"]) == (200, None)
+    again("+91d")
+    assert told(idle.refresh(left["refresh_token"])) == INVALID
+    again("+178d")
+    assert app.refresh(busy["refresh_token"]).status == 200, "the days are counted from its last refresh"
+
+
 def test_refresh_of_a_password_session(city):
     """`POST /refresh` in a city as it comes: OAuth is off."""
     person = city.person()
@@ -843,6 +871,95 @@ def test_a_device_grant_can_be_refused(strict):
     assert browser.post("/oauth2/link", code=begun["user_code"], action="approve", login_id=mate.login_id,
                         password=mate.password).status_code == 200
     assert told(poll_device(app, begun)) == (400, "access_denied")
+
+
+# A client library of others ------------------------------------------------------------------------------------------
+
+
+def test_a_foreign_client_library(strict):
+    """Authlib plays every part of a client, with the terminal's certificate, by nothing but what the metadata say."""
+    from authlib.common.security import generate_token
+    from authlib.integrations.base_client import OAuthError
+    from authlib.integrations.requests_client import OAuth2Session
+    from authlib.oauth2.rfc8414 import AuthorizationServerMetadata
+
+    person = strict.person()
+    scope = f"{API} {DEVICE}{device_id()}"
+
+    def session(**more) -> OAuth2Session:
+        made = OAuth2Session(scope=scope, redirect_uri=WEB, code_challenge_method="S256", default_timeout=30, **more)
+        made.verify, made.cert, made.trust_env = str(strict.ca), tuple(map(str, person.terminal.pair)), False
+        return made
+
+    def whoami(session: OAuth2Session) -> requests.Response:
+        return session.get(strict.base + WHOAMI)
+
+    # Discovery, judged by the library's own reading of RFC 8414.
+    found = session().get(f"{strict.base}/_matrix/client/v1/auth_metadata", withhold_token=True)
+    told = AuthorizationServerMetadata(found.json())
+    told.validate()
+
+    # Registration (RFC 7591).
+    wish = {"client_uri": "https://app.example.com/", "client_name": "よその道具", "redirect_uris": [WEB],
+            "grant_types": [CODE, "refresh_token", DEVICE_CODE], "response_types": ["code"],
+            "token_endpoint_auth_method": "none", "application_type": "web"}
+    registered = session().post(told["registration_endpoint"], json=wish, withhold_token=True)
+    assert registered.status_code == 201 and wish.items() <= registered.json().items()
+    client_id = registered.json()["client_id"]
+
+    # The code with PKCE: the library makes the address, a browser with the certificate goes there.
+    given: list[dict] = []
+    app = session(client_id=client_id, token_endpoint=told["token_endpoint"], leeway=0,
+                  update_token=lambda token, **_: given.append(token))
+    verifier = generate_token(48)
+    url, state = app.create_authorization_url(told["authorization_endpoint"], code_verifier=verifier)
+    browser = Browser(strict, person.terminal)
+    assert browser.get(url.removeprefix(strict.base)).status_code == 200 and "よその道具" in browser.page
+    back = browser.post(url.removeprefix(strict.base), action="allow", login_id=person.login_id,
+                        password=person.password).headers["Location"]
+    token = app.fetch_token(authorization_response=back, state=state, code_verifier=verifier)
+    assert token["token_type"] == "Bearer" and token["scope"] == scope and not token.is_expired(leeway=0)
+    assert whoami(app).json()["user_id"] == person.user_id
+    with pytest.raises(OAuthError, match="invalid_grant"):
+        session(client_id=client_id).fetch_token(told["token_endpoint"], authorization_response=back, state=state,
+                                                 code_verifier=verifier)
+    assert whoami(app).status_code == 401, "a code that came twice ends what it gave"
+
+    # Again, to go on with; refreshed by the library itself, once the token has run out by its clock.
+    verifier = generate_token(48)
+    url, state = app.create_authorization_url(told["authorization_endpoint"], code_verifier=verifier)
+    assert browser.get(url.removeprefix(strict.base)).status_code == 200
+    back = browser.post(url.removeprefix(strict.base), action="allow", login_id=person.login_id,
+                        password=person.password).headers["Location"]
+    first = dict(app.fetch_token(authorization_response=back, state=state, code_verifier=verifier))
+    app.token = first | {"expires_at": 1}
+    assert whoami(app).json()["user_id"] == person.user_id
+    assert len(given) == 1, "refreshed, once"
+    second = dict(app.token)
+    assert {first["access_token"], first["refresh_token"]}.isdisjoint({second["access_token"], second["refresh_token"]})
+    assert second["scope"] == scope and whoami(app).status_code == 200 and len(given) == 1
+    with pytest.raises(OAuthError, match="invalid_grant"):
+        app.refresh_token(told["token_endpoint"], refresh_token=first["refresh_token"])
+    assert whoami(app).status_code == 401, "a replayed refresh token ends the session"
+
+    # The device grant (RFC 8628), of which the library knows the token request.
+    begun = app.post(told["device_authorization_endpoint"], data={"client_id": client_id, "scope": scope},
+                     withhold_token=True).json()
+    phone = session(client_id=client_id, token_endpoint=told["token_endpoint"])
+    with pytest.raises(OAuthError, match="authorization_pending"):
+        phone.fetch_token(grant_type=DEVICE_CODE, device_code=begun["device_code"])
+    place = begun["verification_uri"].removeprefix(strict.base)
+    browser.get(place)
+    assert browser.post(place, code=begun["user_code"], action="approve", login_id=person.login_id,
+                        password=person.password).status_code == 200
+    token = phone.fetch_token(grant_type=DEVICE_CODE, device_code=begun["device_code"])
+    assert whoami(phone).json()["user_id"] == person.user_id
+
+    # Revocation (RFC 7009).
+    assert phone.revoke_token(told["revocation_endpoint"], token["refresh_token"], "refresh_token").status_code == 200
+    assert whoami(phone).status_code == 401
+    with pytest.raises(OAuthError, match="invalid_grant"):
+        phone.refresh_token(refresh_token=token["refresh_token"])
 
 
 # The account page ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import email
 import email.policy
-import glob
 import hashlib
 import html.parser
 import itertools
@@ -27,7 +26,7 @@ import pytest
 import requests
 from aiosmtpd.controller import Controller
 
-from harness import PG_BIN, Answer, Client, Person, Postgres, Server, quote, wait_for
+from harness import LIBFAKETIME, PG_BIN, Answer, Client, Person, Postgres, Server, quote, wait_for
 from test_rooms import FORBIDDEN, NOT_FOUND, PNG, R, READS, World, media_path, upload
 
 STATE = (409, "JP_HEYA_ROOM_STATE")
@@ -1193,15 +1192,6 @@ def test_who_was_added_meanwhile_stays(any_city: Server, folk):
     assert staff.client.get(f"{R}{quote(room)}/messages?dir=b").status == 200
 
 
-LIBFAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketime.so.1")), None)
-
-
-def later(server: Server, offset: str) -> None:
-    """Starts the server again with a clock that is ahead (Debian's package libfaketime)."""
-    server.env = {"LD_PRELOAD": LIBFAKETIME, "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
-    server.restart()
-
-
 @pytest.mark.skipif(LIBFAKETIME is None, reason="needs Debian's libfaketime: 24 hours cannot be waited for")
 def test_emergency_access_ends_by_itself(database: str, fresh):
     server = fresh(database, config={"policy": {"break_glass_hours": 2}})
@@ -1211,9 +1201,9 @@ def test_emergency_access_ends_by_itself(database: str, fresh):
     now = time.time() * 1000
     until = lived(server, room, "break-glass", acting=staff, reason="確認")["until"]
     assert abs(until - now - 2 * 3_600_000) < 60_000
-    later(server, "+1h")
+    server.later("+1h")
     assert staff.client.get(f"{R}{quote(room)}/event/{quote(event)}").status == 200, "one hour of two"
-    later(server, "+3h")
+    server.later("+3h")
     wait_for(lambda: staff.client.get(f"{R}{quote(room)}/event/{quote(event)}").status == 404, 75, 0.5, "its end")
     assert a.client.get(f"{R}{quote(room)}/event/{quote(event)}").status == 200
     assert staff.user_id not in a.client.ok("GET", f"{R}{quote(room)}/joined_members")["joined"]
@@ -1228,9 +1218,9 @@ def test_five_years_later(database: str, fresh):
     until = server.look(f"rooms/{quote(room)}")["purge_from"]
     assert life(server, room, "purge").told == (409, "JP_HEYA_RETAINED")
     days = int((until / 1000 - time.time()) / 86_400)
-    later(server, f"+{days - 1}d")
+    server.later(f"+{days - 1}d")
     assert life(server, room, "purge").told == (409, "JP_HEYA_RETAINED")
-    later(server, f"+{days + 2}d")
+    server.later(f"+{days + 2}d")
     assert lived(server, room, "purge")["events"] > 5
     assert name not in dump(server)
 
