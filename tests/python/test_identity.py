@@ -943,6 +943,49 @@ def test_logins_are_slowed_down(fresh):
     assert int(limited[0].headers["Retry-After"]) > 0
 
 
+class From(Client):
+    """A client with an address of its own, by IPv4 (any of 127.0.0.0/8) or IPv6 (::1)."""
+
+    def __init__(self, server: Server, terminal: Terminal, address: str) -> None:
+        super().__init__(server.base, ca=server.ca, cert=terminal.pair)
+        self.address, self.to = address, "::1" if ":" in address else "127.0.0.1"
+
+    def connect(self) -> http.client.HTTPSConnection:
+        connection = http.client.HTTPSConnection(self.to, self.port, timeout=self.timeout, context=self.context(),
+                                                 source_address=(self.address, 0))
+        connection.connect()
+        return connection
+
+    def guess(self) -> int:
+        """One of the calls that are counted by address."""
+        return self.post("/_matrix/client/v3/refresh", {"refresh_token": "x"},
+                         headers={"Host": f"{self.host}:{self.port}"}).status
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_a_listener_for_both_families_counts_each_address_by_itself(fresh):
+    """`[::]` takes IPv4 too, whose addresses come as ::ffff:192.0.2.1: they are no network of 64 bits together."""
+    server = fresh(config={"policy": {"rate_limits": True}})
+    person = server.person()
+    server.stop()
+    config = server.folder / "config.toml"
+    public = f"127.0.0.1:{server.ports[0]}"
+    config.write_text(config.read_text().replace(f'listen = "{public}"', f'listen = "[::]:{server.ports[0]}"', 1))
+    server.start()
+    one, other, six = (From(server, person.terminal, address) for address in ("127.0.0.1", "127.0.0.2", "::1"))
+    wait_for(lambda: one.guess() == 429, 60, 0, "the limit of one address")
+    assert other.guess() == 401, "another address of IPv4"
+    assert one.guess() == 429
+    wait_for(lambda: other.guess() == 429, 60, 0, "its own limit")
+    assert six.guess() == 401, "an address of IPv6"
+    wait_for(lambda: six.guess() == 429, 60, 0, "the limit of a network of IPv6")
+    # What the log shows is the address as everybody writes it.
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": person.login_id}, "password": person.password}
+    third = From(server, person.terminal, "127.0.0.3")
+    assert third.post("/_matrix/client/v3/login", body, headers={"Host": f"{third.host}:{third.port}"}).status == 200
+    assert server.count("SELECT count(*) FROM audit WHERE action = 'login' AND entry LIKE '%\"127.0.0.3\"%'") == 1
+
+
 def test_wrong_settings_are_refused_at_the_start(city, tmp_path):
     """A changed server name refuses to start (DESIGN 0); so do unknown settings."""
     import subprocess
