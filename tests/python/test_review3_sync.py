@@ -198,6 +198,66 @@ def test_typing_that_ended_out_of_sight_is_told(site: Server, meanwhile: str):
     assert first in rooms and typing[first]["content"]["user_ids"] == []
 
 
+# Lazy members who leave ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crowd(site: Server) -> list[Person]:
+    """Enough people that who comes after them is no hero of a room, whom every sync tells."""
+    return [site.register() for _ in range(6)]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["state", "state_after"])
+@pytest.mark.parametrize("when", ["first", "next", "gap"])
+def test_a_lazy_member_who_wrote_and_left_is_told_as_they_were(site: Server, crowd, when: str, after: bool):
+    """Where somebody writes, changes their name, writes again and leaves in one timeline, their earlier membership stands
+    before it, with the name that they wrote under, though it is older than the last sync; and each change says what it
+    replaced. `state_after` holds the end of it."""
+    a, reader, *others = crowd
+    b = site.register()
+    room = made(a)
+    for person in (*others, reader, b):
+        join(person, room)
+    me = f"{R}{quote(room)}/state/m.room.member/{quote(b.user_id)}"
+    b.client.ok("PUT", me, {"membership": "join", "displayname": "前の名前"})
+    for n in range(8):
+        a.client.say(room, f"{n}")
+    query = {"filter": json.dumps({"room": {"timeline": {"limit": 6}, "state": {"lazy_load_members": True}}})}
+    if after:
+        query["use_state_after"] = "true"
+
+    def told(events: list[dict]) -> list[tuple[str, str | None]]:
+        return [(event["content"]["membership"], event["content"].get("displayname")) for event in events
+                if event["type"] == "m.room.member" and event["state_key"] == b.user_id]
+
+    name = "state_after" if after else "state"
+    first = reader.client.sync(**query)
+    assert told(first["rooms"]["join"][room][name]["events"]) == [], "who is not needed is not told"
+    if when == "gap":
+        for n in range(8):
+            a.client.say(room, f"too many: {n}")
+    one = b.client.say(room, "一つ目")
+    b.client.ok("PUT", me, {"membership": "join", "displayname": "後の名前"})
+    two = b.client.say(room, "二つ目")
+    leave(b, room)
+    part = reader.client.sync(None if when == "first" else first["next_batch"], **query)["rooms"]["join"][room]
+    timeline = part["timeline"]["events"]
+    # Beside a first sync there are the two before.
+    assert [event["event_id"] for event in timeline if event["type"] == "m.room.message" and event["sender"] == b.user_id] == [one, two]
+    assert part["timeline"]["limited"] == (when != "next")
+    renamed, left = (event for event in timeline if event["type"] == "m.room.member")
+    assert told([renamed, left])[0] == ("join", "後の名前") and left["content"]["membership"] == "leave"
+    for event, before in ((renamed, "前の名前"), (left, "後の名前")):
+        assert event["unsigned"]["prev_content"] == {"membership": "join", "displayname": before}
+        assert event["unsigned"]["prev_sender"] == b.user_id
+    assert left["unsigned"]["replaces_state"] == renamed["event_id"]
+    state = part[name]["events"]
+    if after:
+        assert [event["event_id"] for event in state if event.get("state_key") == b.user_id] == [left["event_id"]]
+    else:
+        assert told(state) == [("join", "前の名前")]
+
+
 # Small answers -------------------------------------------------------------------------------------------------------
 
 
