@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import secrets
 import subprocess
 import threading
 import time
@@ -232,6 +233,78 @@ def test_users_are_listed(world: World):
     assert {"admin.users", "admin.user"} <= actions(world.server)
 
 
+def listed(world: World, query: str = "") -> list[dict]:
+    """All pages of a list of users."""
+    users, start = [], 0
+    while True:
+        page = world.admin.ok("GET", f"{S}/v2/users?limit=3&from={start}&{query}")
+        users += page["users"]
+        assert start + len(page["users"]) <= page["total"]
+        if "next_token" not in page:
+            assert len(users) == page["total"]
+            return users
+        assert len(page["users"]) == 3 and int(page["next_token"]) == start + 3
+        start = int(page["next_token"])
+
+
+def test_a_list_of_users_is_in_the_order_that_was_asked_for(world: World):
+    """On one page and over several, there and back; nobody twice, and nobody left out."""
+    person, ended = world.server.person(), world.server.person()
+    world.admin.ok("PUT", f"{C}/lock/{quote(person.user_id)}", {"locked": True})
+    world.admin.ok("PUT", f"{S}/v2/users/{quote(ended.user_id)}", {"deactivated": True})
+    told_apart = set()
+    for key in ("name", "displayname", "avatar_url", "user_type", "creation_ts", "last_seen_ts", "admin", "deactivated",
+                "is_guest", "locked", "shadow_banned"):
+        query = f"order_by={key}&deactivated=true&locked=true"
+
+        def ranks(users: list[dict], key: str = key) -> list[tuple]:
+            return [(user[key] is not None, user[key] or 0) for user in users]
+
+        there, back = listed(world, query), listed(world, f"{query}&dir=b")
+        names = [user["name"] for user in there]
+        assert len(set(names)) == len(names) and {person.user_id, ended.user_id, world.staff.user_id} <= set(names), key
+        assert ranks(there) == sorted(ranks(there)), key
+        assert ranks(back) == sorted(ranks(back), reverse=True), key
+        assert len(back) == len(names) and {user["name"] for user in back} == set(names), key
+        whole = world.admin.ok("GET", f"{S}/v2/users?limit=1000&dir=f&{query}")
+        assert [user["name"] for user in whole["users"]] == names and whole["total"] == len(names), key
+        past = world.admin.ok("GET", f"{S}/v2/users?from={len(names)}&{query}")
+        assert past == {"users": [], "total": len(names)}, key
+        told_apart |= {key} if len(set(ranks(there))) > 1 else set()
+    assert {"name", "displayname", "creation_ts", "last_seen_ts", "admin", "deactivated", "locked"} <= told_apart
+
+
+def test_users_are_searched_by_name_and_id(world: World):
+    mark = f"印{secrets.token_hex(3)}"
+    one, two = world.server.person(name=f"{mark} Hanako"), world.server.person(name=f"別人 {mark}")
+    gone, locked = world.server.person(name=f"{mark} 退職"), world.server.person(name=f"{mark} 停止")
+    world.admin.ok("PUT", f"{S}/v2/users/{quote(gone.user_id)}", {"deactivated": True})
+    world.admin.ok("PUT", f"{C}/lock/{quote(locked.user_id)}", {"locked": True})
+
+    def found(query: str) -> set[str]:
+        return {user["name"] for user in listed(world, query)}
+
+    assert found(f"name={quote(mark)}") == {one.user_id, two.user_id}
+    assert found(f"name={quote(mark)}&deactivated=true") == {one.user_id, two.user_id, gone.user_id}
+    assert found(f"name={quote(mark)}&locked=true") == {one.user_id, two.user_id, locked.user_id}
+    assert found(f"name={quote(mark + ' hANAKO')}") == {one.user_id}, "capitals and small letters alike"
+    assert found(f"name={one.login_id.upper()}") == {one.user_id}
+    assert found(f"user_id={quote(two.user_id)}") == {two.user_id} == found(f"user_id={two.login_id[1:]}")
+    assert found(f"user_id={quote(one.user_id)}&name={quote('別人 ' + mark)}") == {two.user_id}, "with a name the id is not looked at"
+    assert found(f"name={secrets.token_hex(8)}") == set() == found(f"user_id={secrets.token_hex(8)}")
+    assert found("admins=true") >= {world.staff.user_id} and one.user_id not in found("admins=true")
+    assert world.staff.user_id not in found("admins=false") and one.user_id in found("admins=false")
+
+
+def test_a_search_by_id_finds_no_names(world: World):
+    """Synapse's `user_id` looks at ids alone, its `name` at names and at ids before the server's name."""
+    person = world.server.person(name=f"印{secrets.token_hex(3)}")
+    mark = world.admin.ok("GET", f"{S}/v2/users/{quote(person.user_id)}")["displayname"]
+    assert [user["name"] for user in listed(world, f"name={quote(mark)}")] == [person.user_id]
+    assert listed(world, f"user_id={quote(mark)}") == []
+    assert listed(world, f"name={quote(':' + world.server.server_name)}") == []
+
+
 def test_users_are_not_changed_around_the_city(world: World):
     """DESIGN 3: accounts, names and passwords go by two sheets; what is left is ending and locking."""
     path = f"{S}/v2/users/"
@@ -378,6 +451,33 @@ def test_a_room_of_two_is_deleted(world: World):
     assert server.count(f"SELECT COUNT(*) FROM media WHERE media_id = '{uri.rsplit('/', 1)[1]}'") == 0
     assert {"room.delete", "room.deleted"} <= actions(server)
     # Two people can begin anew.
+    assert direct(world, first, second) != room
+
+
+def test_a_room_is_deleted_once(world: World):
+    """Whoever orders a finished deletion again is told that there is no such room, and nothing of the first order changes."""
+    server = world.server
+    first, second = server.person(), server.person()
+    server.room(first, second)
+    room = direct(world, first, second)
+    first.client.say(room, "二人だけの話")
+    delete_id = delete(world, room).json["delete_id"]
+    done = wait_for(lambda: finished(world, delete_id), what="the deletion")
+    orders = world.admin.ok("GET", f"{S}/v2/rooms/{quote(room)}/delete_status")
+    assert orders == {"results": [done]}
+    tip = second.client.sync()["next_batch"]
+    for restarted in (False, True):
+        if restarted:
+            server.restart()
+            for one in (first, second, world.nurse, world.doctor, world.staff):
+                one.client.close()
+        for body in ({}, {"purge": True}, {"force_purge": True}):
+            assert delete(world, room, **body).told == (404, "M_NOT_FOUND")
+        assert world.admin.ok("GET", f"{S}/v2/rooms/{quote(room)}/delete_status") == orders
+        assert finished(world, delete_id) == done
+        assert room not in second.client.sync(tip).get("rooms", {}).get("leave", {}), "nobody leaves twice"
+    entries = "SELECT COUNT(*) FROM audit WHERE action = '{}' AND room_id = '" + room + "'"
+    assert server.count(entries.format("room.delete")) == 1 == server.count(entries.format("room.deleted"))
     assert direct(world, first, second) != room
 
 
