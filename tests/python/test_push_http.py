@@ -518,6 +518,64 @@ def test_killed_nothing_is_lost(database: str, tmp_path):
         here.remove()
 
 
+def test_counts_go_to_no_gateway_that_is_off_the_list(database: str, tmp_path):
+    """A gateway comes off the list between two runs, and everybody's app is still set to it: what is read and written
+    then is told to the others alone. Back on the list it is told again."""
+    here = World(tmp_path, database)
+    server, good, other = here.server, here.good, here.other
+
+    def listed(*gateways: Gateway) -> None:
+        server.stop()
+        server.overrides["push"]["gateways"] = [gateway.origin for gateway in gateways]
+        server._write_config()
+        server.start()
+        for client in (here.nurse.client, here.doctor.client):
+            client.close()
+
+    def counts(gateway: Gateway, key: str) -> list[int]:
+        return [one["counts"]["unread"] for one in gateway.told(key) if "event_id" not in one]
+
+    try:
+        key, fine = set_pusher(here.nurse.client, good.url), set_pusher(here.nurse.client, other.url)
+        first = here.doctor.client.say(here.room, "一つ目")
+        for gateway, one in ((good, key), (other, fine)):
+            wait_for(lambda: first in gateway.events(one), what="the first")
+        listed(other)
+        asked = len(good.asked)
+        assert keys_of(here.nurse.client) == {key, fine}, "the app's setting stays"
+        # By reading, by a new message, by writing.
+        read(here.nurse.client, here.room, first)
+        wait_for(lambda: counts(other, fine) == [0], 30, what="the count after reading")
+        second = here.doctor.client.say(here.room, "二つ目")
+        wait_for(lambda: second in other.events(fine), what="the second")
+        here.nurse.client.say(here.room, "見ました")
+        wait_for(lambda: counts(other, fine) == [0, 0], 30, what="the count after writing")
+        assert len(good.asked) == asked, "off the list"
+        assert here.nurse.client.post("/_matrix/client/v3/pushers/set", pusher(good.url, key)).told == (403, "M_FORBIDDEN")
+        # With no gateway at all.
+        listed()
+        told = len(other.asked)
+        third = here.doctor.client.say(here.room, "三つ目")
+        read(here.nurse.client, here.room, third)
+        listed(good, other)
+        assert len(good.asked) == asked and len(other.asked) == told
+        # It goes on, and what was read meanwhile is told to nobody.
+        fourth = here.doctor.client.say(here.room, "四つ目")
+        for gateway, one in ((good, key), (other, fine)):
+            wait_for(lambda: fourth in gateway.events(one), 30, what="the fourth")
+            assert third not in gateway.events(one)
+        assert second not in good.events(key)
+        read(here.nurse.client, here.room, fourth)
+        wait_for(lambda: counts(good, key)[-1:] == [0], 30, what="the count again")
+        assert "ERROR" not in server.log() and "panick" not in server.log()
+        # Whoever forgets an app while its gateway is off the list, forgets it.
+        listed(other)
+        here.nurse.client.ok("POST", "/_matrix/client/v3/pushers/set", {"kind": None, "app_id": "jp.example.app", "pushkey": key})
+        assert keys_of(here.nurse.client) == {fine}
+    finally:
+        here.remove()
+
+
 def test_what_was_read_is_not_told(world: World):
     """A gateway that was away is not told what was read meanwhile."""
     reader = world.server.person()
