@@ -1440,6 +1440,39 @@ def test_the_mails_that_one_chose(desk: Desk):
     assert name not in everything and "ふつうの投稿" not in everything
 
 
+@pytest.mark.timeout(240)
+def test_nobody_is_mailed_about_somebody_they_ignore(desk: Desk):
+    """Neither about a mention; about everybody else's as before, and about theirs again when it is over."""
+    server, (a, pest) = desk.server, desk.people
+    friend = server.person()
+    quiet, loud = server.room(a, pest, friend), server.room(a, pest, friend)
+    numbers = {desk.number(quiet): "quiet", desk.number(loud): "loud"}
+    address = desk.mailbox(a)
+    scope(server, a, "highlight")
+    mention = {"m.mentions": {"user_ids": [a.user_id]}}
+
+    def ignore(*users: Person) -> None:
+        a.client.ok("PUT", f"/_matrix/client/v3/user/{quote(a.user_id)}/account_data/m.ignored_user_list",
+                    {"ignored_users": {user.user_id: {} for user in users}})
+
+    def told() -> set[str]:
+        lines = re.findall(r"^部屋番号：(.*)$", "\n".join(server.post.to(address)), re.M)
+        return {numbers[int(number)] for line in lines for number in re.findall(r"\d+", line) if int(number) in numbers}
+
+    ignore(pest)
+    pest.client.say(quiet, "無視される人から", **mention)
+    friend.client.say(loud, "ほかの人から", **mention)
+    wait_for(lambda: "loud" in told(), 20, 0.1, "the mail about the other's mention")
+    # A digest lasts a second; the next mail is behind whatever was on its way.
+    before = desk.mails(address)
+    friend.client.say(loud, "もう一度", **mention)
+    wait_for(lambda: desk.mails(address) > before, 20, 0.1, "the next mail")
+    assert told() == {"loud"}
+    ignore()
+    pest.client.say(quiet, "また読まれる人から", **mention)
+    wait_for(lambda: "quiet" in told(), 20, 0.1, "the mail about whom they ignore no more")
+
+
 # 9. The bot's words --------------------------------------------------------------------------------------------------
 
 
