@@ -667,6 +667,63 @@ def test_an_export_holds_nothing_that_a_click_would_run(any_city: Server, folk):
     assert not found, found
 
 
+STABLE_POLL, UNSTABLE_POLL = "m.poll", "org.matrix.msc3381.poll"
+
+
+def poll(person: Person, room: str, prefix: str, question: str, answers: dict[str, str], most: int = 1) -> str:
+    """Asks a question as clients do, by the accepted names of MSC3381 or by the earlier ones that many still send. Without
+    the text for clients that know no polls, which may leave the answers out."""
+    if prefix == STABLE_POLL:
+        content = {"m.text": [{"body": question}], "m.poll": {
+            "kind": "m.disclosed", "max_selections": most, "question": {"m.text": [{"body": question}]},
+            "answers": [{"m.id": key, "m.text": [{"body": text}]} for key, text in answers.items()]}}
+    else:
+        text = "org.matrix.msc1767.text"
+        content = {text: question, f"{prefix}.start": {
+            "kind": f"{prefix}.disclosed", "max_selections": most, "question": {text: question},
+            "answers": [{"id": key, text: answer} for key, answer in answers.items()]}}
+    return sent(person, room, f"{prefix}.start", content)
+
+
+def vote(person: Person, room: str, prefix: str, start: str, *keys: str) -> None:
+    chosen = {"m.selections": list(keys)} if prefix == STABLE_POLL else {f"{prefix}.response": {"answers": list(keys)}}
+    sent(person, room, f"{prefix}.response", chosen | {"m.relates_to": {"rel_type": "m.reference", "event_id": start}})
+
+
+def sent(person: Person, room: str, kind: str, content: dict) -> str:
+    return person.client.ok("PUT", f"{R}{quote(room)}/send/{kind}/{secrets.token_hex(6)}", content)["event_id"]
+
+
+@pytest.mark.parametrize("prefix", [STABLE_POLL, UNSTABLE_POLL])
+def test_an_exported_poll_can_be_read(any_city: Server, folk, prefix: str):
+    """Question, answers, who voted for what and the end, in words: an answer's id says nothing to who reads the page."""
+    server, (a, b, c, *_) = any_city, folk
+    room, _ = subject_room(server, a, b, c)
+    answers = {secrets.token_hex(8): text for text in ("木曜日の午後", "金曜日の<b>午前</b>", "どちらでも")}
+    thursday, friday, either = answers
+    start = poll(a, room, prefix, "担当者会議はいつがよいですか", answers, 2)
+    vote(b, room, prefix, start, thursday)
+    vote(c, room, prefix, start, friday, either)
+    vote(b, room, prefix, start, friday)
+    vote(c, room, prefix, start, "no-such-answer")
+    text = {"m.text": [{"body": "会議は金曜日に決まりました"}]} if prefix == STABLE_POLL else {
+        "org.matrix.msc1767.text": "会議は金曜日に決まりました", f"{prefix}.end": {}}
+    sent(a, room, f"{prefix}.end", text | {"m.relates_to": {"rel_type": "m.reference", "event_id": start}})
+    folder = whole(server, lived(server, room, "export"))
+    source = (folder / "index.html").read_text(encoding="utf-8")
+    asked, first, two, second, spoilt, end = (Page(part).text for part in source.split("<article>")[-6:])
+    assert "担当者会議はいつがよいですか" in asked and a.login_id in asked
+    for answer in answers.values():
+        assert answer in asked, answer
+    for told, voter, chosen in ((first, b, {thursday}), (two, c, {friday, either}), (second, b, {friday}), (spoilt, c, set())):
+        assert voter.login_id in told
+        assert {key for key, answer in answers.items() if answer in told} == chosen, told
+    assert "会議は金曜日に決まりました" in end and a.login_id in end
+    # Words only: no name of a type, no id of an answer.
+    for word in (prefix, "msc3381", *answers, "no-such-answer"):
+        assert word not in source, word
+
+
 def test_the_same_export_again(any_city: Server, folk):
     server, (a, b, *_) = any_city, folk
     room, _ = subject_room(server, a, b)
