@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pathlib
+import secrets
 import struct
 import threading
 import time
@@ -15,7 +16,7 @@ import zlib
 
 import pytest
 
-from harness import Client, Person, Server, quote, wait_for
+from harness import LIBFAKETIME, Client, Person, Server, quote, wait_for
 from test_rooms import PNG, media_path, upload
 
 CREATE = "/_matrix/media/v1/create"
@@ -292,6 +293,54 @@ def test_the_same_bytes_are_stored_once(any_city: Server, people: list[Person]):
     digest = hashlib.sha256(content).hexdigest()
     assert any_city.count(f"SELECT COUNT(*) FROM blobs WHERE sha256 = '{digest}'") == 1
     assert people[1].client.get(media_path(first)).status == 404, "having the same file opens nobody else's"
+
+
+# What nobody shows ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(LIBFAKETIME is None, reason="needs Debian's libfaketime: a day cannot be waited for")
+@pytest.mark.parametrize("encryption", ["forbidden", "allowed"])
+def test_what_no_event_shows_goes_after_a_day(database: str, fresh, encryption: str):
+    """Every hour, and at the start. Not what a room or a profile shows, nor bytes that another medium has too; and nothing
+    where encrypted events may show it."""
+    server = fresh(database, config={"policy": {"encryption": encryption, "openid_tokens": True}})
+    a, b = server.person(), server.person()
+    room = server.room(a, b)
+    contents = {name: b"%PDF-1.7 " + name.encode() + secrets.token_bytes(16) for name in ("alone", "shown", "twin", "late")}
+    uri = {name: post(a.client, content, f"{name}.pdf").json["content_uri"] for name, content in contents.items()}
+    a.client.say(room, "ここに", msgtype="m.file", url=uri["shown"])
+    twin = post(b.client, contents["twin"], "twin.pdf").json["content_uri"]
+    b.client.say(room, "ここにも", msgtype="m.file", url=twin)
+    picture = upload(a, PNG + secrets.token_bytes(16))
+    a.client.ok("PUT", f"/_matrix/client/v3/profile/{quote(a.user_id)}/avatar_url", {"avatar_url": picture})
+
+    def hourly(offset: str) -> None:
+        """Goes to a time, and waits until the hourly work has been done: it ends with tokens that last an hour."""
+        a.client.ok("POST", f"/_matrix/client/v3/user/{quote(a.user_id)}/openid/request_token", {})
+        server.later(offset)
+        for person in (a, b):
+            person.client.close()
+        wait_for(lambda: server.count("SELECT COUNT(*) FROM openid_tokens") == 0, 30, 0.1, "the hourly work")
+
+    def there() -> dict[str, bool]:
+        found = {name: a.client.get(media_path(one)).status == 200 for name, one in uri.items()}
+        return found | {"other twin": b.client.get(media_path(twin)).status == 200, "picture": a.client.get(media_path(picture)).status == 200}
+
+    everything = dict.fromkeys([*uri, "other twin", "picture"], True)
+    hourly("+23h")
+    assert there() == everything, "a day is not over"
+    a.client.say(room, "そして", msgtype="m.file", url=uri["late"])
+    hourly("+25h")
+    if encryption == "allowed":
+        assert there() == everything
+        assert file_of(server, contents["alone"]).exists()
+        return
+    assert there() == everything | {"alone": False, "twin": False}
+    assert not file_of(server, contents["alone"]).exists()
+    assert all(file_of(server, contents[name]).exists() for name in ("shown", "twin", "late"))
+    assert server.count("SELECT COUNT(*) FROM media") == 4 == server.count("SELECT COUNT(*) FROM blobs")
+    hourly("+300d")
+    assert there() == everything | {"alone": False, "twin": False}
 
 
 # Quotas ---------------------------------------------------------------------------------------------------------------

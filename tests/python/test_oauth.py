@@ -669,6 +669,65 @@ def test_a_code_is_good_for_a_minute_and_an_idle_session_for_90_days(fresh):
     assert app.refresh(busy["refresh_token"]).status == 200, "the days are counted from its last refresh"
 
 
+@pytest.mark.skipif(LIBFAKETIME is None, reason="needs Debian's libfaketime: a month cannot be waited for")
+def test_what_has_run_out_is_forgotten_in_time(database: str, fresh):
+    """Every hour, and at the start: codes and checks of addresses an hour after their end, OpenID tokens at theirs, spent
+    refresh tokens after a week, transaction ids after 30 days. Never what still protects somebody, or is good."""
+    server = fresh(database, config={"policy": CITY["policy"] | {"openid_tokens": True, "password_reset_by_mail": True},
+                                     "mail": {"enabled": True, "smtp_host": "localhost", "smtp_port": free_ports(1)[0],
+                                              "smtp_security": "none"}})
+    person = server.person()
+    app = App(server, person.terminal)
+    tokens, watched = app.log_in(person), App(server, person.terminal)
+    stolen = first = watched.log_in(person)
+    for _ in range(2):
+        tokens, first = app.refresh(tokens["refresh_token"]).json, watched.refresh(first["refresh_token"]).json
+        assert app.whoami(tokens["access_token"]) == (200, None) == watched.whoami(first["access_token"])
+    app.code(person)
+    ask = {"client_secret": secrets.token_urlsafe(18), "email": "a@example.jp", "send_attempt": 1}
+    assert person.client.post(f"{C}/account/3pid/email/requestToken", ask).status == 200
+    room = server.room(person, server.person())
+    said = person.client.say(room, "一度だけ", txn="once")
+    key, body = secrets.token_hex(8), {"name": "試験事業所 期限", "kind": "care", "pledge": True}
+    done = server.act("facilities", body, key=key)
+
+    def rows(table: str, where: str = "1 = 1") -> int:
+        return server.count(f"SELECT COUNT(*) FROM {table} WHERE {where}")
+
+    def hourly(offset: str) -> None:
+        """Goes to a time, and waits until the hourly work has been done: it ends with tokens that last an hour."""
+        person.client.ok("POST", f"{C}/user/{quote(person.user_id)}/openid/request_token", {})
+        assert rows("openid_tokens") == 1
+        server.later(offset)
+        person.client.close()
+        app.http = watched.http = server.public(person.terminal)
+        wait_for(lambda: rows("openid_tokens") == 0, 30, 0.1, "the hourly work")
+
+    spent = rows("refresh_tokens", "state = 'spent'")
+    assert rows("oauth_codes") == 3 and rows("threepid_checks") == 1 and spent >= 2
+    hourly("+2h")
+    assert rows("oauth_codes") == 0, "an hour after the minute"
+    assert rows("threepid_checks") == 1, "the link in the mail is good for a day"
+    assert rows("refresh_tokens", "state = 'spent'") == spent
+    hourly("+26h")
+    assert rows("threepid_checks") == 0
+    hourly("+6d")
+    assert rows("refresh_tokens", "state = 'spent'") == spent
+    assert told(watched.refresh(stolen["refresh_token"])) == INVALID
+    assert told(watched.refresh(first["refresh_token"])) == INVALID, "who shows a spent one ends the session"
+    hourly("+8d")
+    assert rows("refresh_tokens", "state = 'spent'") == 0
+    tokens = app.refresh(tokens["refresh_token"]).json
+    assert app.whoami(tokens["access_token"]) == (200, None)
+    hourly("+29d")
+    assert person.client.say(room, "一度だけ", txn="once") == said
+    assert rows("transactions", "txn_id = 'once'") == 1
+    hourly("+31d")
+    assert rows("transactions", "txn_id = 'once'") == 0
+    assert server.act("facilities", body, key=key) == done, "keys of the city's own calls are for good"
+    assert person.client.get(WHOAMI).status == 200
+
+
 def test_refresh_of_a_password_session(city):
     """`POST /refresh` in a city as it comes: OAuth is off."""
     person = city.person()
