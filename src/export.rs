@@ -1,6 +1,8 @@
 //! A room written out (書き出し): a page that people can read and print, every event as it was signed, the files, and a
 //! manifest with hashes (C27, H19). It goes into `exports/` in the data folder, readable by its owner only.
 
+mod polls;
+
 use std::{
     collections::{BTreeMap, HashMap},
     io::Write as _,
@@ -15,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use self::polls::{Poll, words};
 use crate::{
     audit::{hex, written_date, written_time},
     error::{Error, Result},
@@ -134,6 +137,8 @@ struct Export<'a> {
     manifest: Manifest,
     /// Display names as of the event being written.
     names: HashMap<String, String>,
+    /// Polls up to the event being written, by the event that asks.
+    polls: HashMap<String, Poll>,
     /// Files written, by media id.
     files: HashMap<String, Option<(String, String, bool)>>,
 }
@@ -179,6 +184,7 @@ impl<'a> Export<'a> {
                 files: BTreeMap::new(),
             },
             names: HashMap::from([(server.city_user.to_string(), server.config.city.name.clone())]),
+            polls: HashMap::new(),
             files: HashMap::new(),
         })
     }
@@ -195,7 +201,7 @@ impl<'a> Export<'a> {
                 self.events.write(
                     format!("{{\"event_id\":\"{}\",\"pdu\":{}}}\n", event.event_id, event.pdu).as_bytes(),
                 )?;
-                let mut line = line(event, &mut self.names);
+                let mut line = line(event, &mut self.names, &mut self.polls);
                 if let Some(line) = &mut line {
                     line.file = self.file_of(event).await?;
                 }
@@ -304,7 +310,11 @@ fn extension(name: &str, content_type: &str) -> String {
 }
 
 /// An event as a line; none where people are told nothing by it.
-fn line(event: &Event, names: &mut HashMap<String, String>) -> Option<Line> {
+fn line(
+    event: &Event,
+    names: &mut HashMap<String, String>,
+    polls: &mut HashMap<String, Poll>,
+) -> Option<Line> {
     let login = |id: &str| id.trim_start_matches('@').split(':').next().unwrap_or_default().to_owned();
     let called = |id: &str, names: &HashMap<String, String>| match names.get(id) {
         Some(name) => format!("{name}（{}）", login(id)),
@@ -372,7 +382,43 @@ fn line(event: &Event, names: &mut HashMap<String, String>) -> Option<Line> {
                 ""
             };
         }
-        // Polls and what else clients write: the page says that it is there, with its words where it has some.
+        "m.poll.start"
+        | "org.matrix.msc3381.poll.start"
+        | "m.poll.response"
+        | "org.matrix.msc3381.poll.response"
+        | "m.poll.end"
+        | "org.matrix.msc3381.poll.end"
+            if event.redacted_by.is_some() =>
+        {
+            line.note = "取り消された投稿です";
+        }
+        "m.poll.start" | "org.matrix.msc3381.poll.start" => {
+            let content: Value = serde_json::from_str(event.content.get()).ok()?;
+            let (asks, poll) = Poll::of(event, &content);
+            line.note = "投票";
+            line.text = poll.asked();
+            // Nobody edits what somebody else asks.
+            if polls.get(&asks).is_none_or(|known| known.by == poll.by) {
+                polls.insert(asks, poll);
+            }
+        }
+        "m.poll.response" | "org.matrix.msc3381.poll.response" => {
+            let content: Value = serde_json::from_str(event.content.get()).ok()?;
+            let poll = content["m.relates_to"]["event_id"].as_str().and_then(|asks| polls.get(asks));
+            line.note = "投票への回答";
+            line.text = poll.map(|poll| poll.chosen(&content)).unwrap_or_default();
+            if line.text.is_empty() {
+                line.text = "（無効な回答）".to_owned();
+            }
+        }
+        "m.poll.end" | "org.matrix.msc3381.poll.end" => {
+            line.note = "投票の終了";
+            line.text = words_of(event);
+            if line.text.is_empty() {
+                line.happened = "投票が終了しました".to_owned();
+            }
+        }
+        // What else clients write: the page says that it is there, with its words where it has some.
         kind if !event.is_state() => {
             line.note = "ほかの種類の投稿";
             line.text = if event.redacted_by.is_some() { String::new() } else { words_of(event) };
@@ -387,12 +433,7 @@ fn line(event: &Event, names: &mut HashMap<String, String>) -> Option<Line> {
 
 /// The text that an event of any type has for clients that do not know it (client-server API, "Extensible events").
 fn words_of(event: &Event) -> String {
-    let content: Value = serde_json::from_str(event.content.get()).unwrap_or_default();
-    ["/body", "/m.text/0/body", "/org.matrix.msc1767.text"]
-        .iter()
-        .find_map(|path| content.pointer(path)?.as_str())
-        .unwrap_or_default()
-        .to_owned()
+    words(&serde_json::from_str(event.content.get()).unwrap_or_default())
 }
 
 /// A file that is hashed as it is written.

@@ -55,11 +55,11 @@ impl Limiter {
 
 /// What of an address is counted.
 pub fn network(address: IpAddr) -> IpAddr {
-    match address {
+    match address.to_canonical() {
         IpAddr::V6(address) => {
             IpAddr::from(std::net::Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)))
         }
-        IpAddr::V4(_) => address,
+        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -92,4 +92,34 @@ fn count<K: Eq + Hash + Clone>(
 
 fn too_many(retry_after_ms: u64) -> Error {
     refuse(Code::LimitExceeded { retry_after_ms }, "Too many requests: please wait a moment.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(address: &str) -> IpAddr {
+        address.parse().unwrap()
+    }
+
+    #[test]
+    fn of_ipv6_the_network_is_counted() {
+        let network = |address| network(at(address));
+        assert_eq!(network("2001:db8:1:2::1"), network("2001:db8:1:2:ffff:ffff:ffff:ffff"));
+        assert_ne!(network("2001:db8:1:2::1"), network("2001:db8:1:3::1"));
+        assert_ne!(network("192.0.2.1"), network("192.0.2.2"));
+        assert_eq!(network("::ffff:192.0.2.1"), at("192.0.2.1"));
+        assert_ne!(network("::ffff:192.0.2.1"), network("::ffff:192.0.2.2"));
+    }
+
+    #[test]
+    fn who_has_many_addresses_has_one_allowance() {
+        let limiter = Limiter::default();
+        for n in 0..40 {
+            limiter.allow_before_login(at(&format!("2001:db8::{n:x}:{n:x}:{n:x}:{n:x}")), 0).unwrap();
+        }
+        limiter.allow_before_login(at("2001:db8::1"), 0).unwrap_err();
+        limiter.allow_before_login(at("2001:db8:0:1::1"), 0).unwrap();
+        limiter.allow_before_login(at("192.0.2.1"), 0).unwrap();
+    }
 }

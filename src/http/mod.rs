@@ -274,6 +274,9 @@ pub async fn serve(server: Arc<Server>, serving: Serving) {
                 continue;
             }
         };
+        // A listener for both families (`[::]`) gives peers of IPv4 as ::ffff:192.0.2.1: they would be counted as one
+        // network of IPv6, and stand in the audit log as nobody writes them.
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         // Small answers must not wait for a full segment.
         let _ = stream.set_nodelay(true);
         let (server, tls, router, kind) =
@@ -325,7 +328,9 @@ async fn connection<S>(
     let activity = Arc::new(Activity::default());
     let busy = Arc::clone(&activity);
     let limits = &server.config.limits;
-    let (bytes_max, time) = (limits.upload_bytes as u64, Duration::from_secs(limits.request_seconds));
+    // Twice the largest body: of what is a little too large the end is read as well, and the refusal arrives.
+    let bytes_max = (limits.upload_bytes as u64).saturating_mul(2);
+    let time = Duration::from_secs(limits.request_seconds);
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
         let waits = request.headers().contains_key(header::EXPECT);

@@ -59,6 +59,15 @@ def fresh():
         server.remove()
 
 
+# The files that take longest, begun first where several run beside each other: none of them is alone at the end.
+LONGEST = ["test_story_crash.py", "test_unread.py", "test_room_life.py", "test_admin.py", "test_contract.py", "test_review2.py",
+           "test_crash.py", "test_facility.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_sessionfinish() -> None:
     if Postgres._shared is not None:
         Postgres._shared.stop()

@@ -7,6 +7,7 @@ import hashlib
 import io
 import pathlib
 import secrets
+import socket
 import struct
 import threading
 import time
@@ -365,6 +366,21 @@ def test_quotas(database: str, fresh):
     uri, path = later(doctor.client)
     assert put(doctor.client, path, b"f" * 60_000, "a.txt", "text/plain").told == (403, "M_FORBIDDEN")
     assert put(doctor.client, path, b"f" * 30_000, "a.txt", "text/plain").status == 200
+
+
+def test_of_what_is_a_little_too_large_the_refusal_arrives(fresh):
+    """Refused by its length, before a byte is read; the rest is still on its way when the answer goes out."""
+    server = fresh(profile="open", config={"limits": {"upload_bytes": 80_000}})
+    person = server.register()
+    with socket.create_connection(("127.0.0.1", int(server.base.rsplit(":", 1)[1])), timeout=10) as line:
+        line.sendall(f"POST /_matrix/media/v3/upload HTTP/1.1\r\nHost: {server.base.split('/')[2]}\r\n"
+                     f"Authorization: Bearer {person.client.token}\r\nContent-Type: text/plain\r\n"
+                     "Content-Length: 90000\r\n\r\n".encode() + b"x" * 10_000)
+        assert line.recv(65_536).startswith(b"HTTP/1.1 413 ")
+        line.sendall(b"x" * 80_000)
+        # The connection goes on.
+        line.sendall(f"GET /_matrix/client/versions HTTP/1.1\r\nHost: {server.base.split('/')[2]}\r\n\r\n".encode())
+        assert line.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
 
 # Pictures made to do harm ---------------------------------------------------------------------------------------------

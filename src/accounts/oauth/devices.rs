@@ -13,6 +13,7 @@ use super::{
 use crate::{
     accounts::sessions::{Tokens, hash_of},
     error::{Code, Result, refuse},
+    http::limits::network,
     server::Server,
 };
 
@@ -34,7 +35,8 @@ pub struct Device {
     client_id: String,
     scope: Scope,
     user_code: String,
-    address: IpAddr,
+    /// Where it was begun from, as limits count it.
+    network: IpAddr,
     begun_at: i64,
     asked_at: i64,
     state: State,
@@ -69,7 +71,7 @@ pub async fn begin(
     let now = server.now();
     let mut all = server.oauth.devices.lock();
     all.retain(|_, one| now - one.begun_at < LIFE_MS);
-    let own = all.values().filter(|one| one.address == address).count();
+    let own = all.values().filter(|one| one.network == network(address)).count();
     if all.len() >= ALL_MAX || own >= FROM_ADDRESS_MAX {
         return Err(Failed::Other(refuse(
             Code::LimitExceeded { retry_after_ms: 60_000 },
@@ -84,7 +86,7 @@ pub async fn begin(
         client_id: client.id,
         scope,
         user_code: begun.user_code.clone(),
-        address,
+        network: network(address),
         begun_at: now,
         asked_at: 0,
         state: State::Waits,

@@ -179,7 +179,8 @@ async fn list(server: Arc<Server>, call: Call) -> Result<Answer> {
     let page = Page::of(&call)?;
     let (guests, deactivated) = (flag(&call, "guests")?, flag(&call, "deactivated")?);
     let (locked, admins) = (flag(&call, "locked")?, flag(&call, "admins")?);
-    let wanted = call.query("name").or_else(|| call.query("user_id")).unwrap_or_default().to_lowercase();
+    let wanted = |key| call.query(key).map(|text| text.to_lowercase()).filter(|text| !text.is_empty());
+    let (name, id) = (wanted("name"), wanted("user_id"));
     let (order, backwards) = (call.query("order_by").unwrap_or_default(), backwards(&call)?);
     let staff = staff(&server).await?;
     let accounts = store::admin::accounts(&mut server.db.read().await?).await?;
@@ -187,8 +188,17 @@ async fn list(server: Arc<Server>, call: Call) -> Result<Answer> {
         .iter()
         .filter(|account| account.kind != "appservice")
         .filter(|account| {
-            let name = account.display_name.as_deref().unwrap_or_default().to_lowercase();
-            wanted.is_empty() || account.user_id.to_lowercase().contains(&wanted) || name.contains(&wanted)
+            let user_id = account.user_id.to_lowercase();
+            // As in Synapse: a name is looked for in names and local parts, an id in whole ids; a name goes first.
+            match (&name, &id) {
+                (Some(name), _) => {
+                    let local = user_id.split(':').next().unwrap_or_default().trim_start_matches('@');
+                    let called = account.display_name.as_deref().unwrap_or_default().to_lowercase();
+                    local.contains(name) || called.contains(name)
+                }
+                (None, Some(id)) => user_id.contains(id),
+                (None, None) => true,
+            }
         })
         .map(|account| view(&server, account, &staff))
         .filter(|user| {
