@@ -63,6 +63,8 @@ impl Server {
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT)
+            // Well before the server closes what is idle: a call on a connection that is just being closed has no answer.
+            .pool_idle_timeout(std::time::Duration::from_secs(15))
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .build()

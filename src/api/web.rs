@@ -8,6 +8,7 @@ use std::{
 
 use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
 use crate::{
@@ -19,10 +20,13 @@ use crate::{
 };
 
 /// matrix-js-sdk asks browsers to omit credentials, and Firefox then omits the certificate too; requests to our own
-/// origin carry it again.
-const SCRIPT: &str = "(() => {\n  const fetched = window.fetch;\n  window.fetch = (input, init) => {\n    const url = new URL(input instanceof Request ? input.url : input, location.href);\n    if (url.origin === location.origin) {\n      if (input instanceof Request && input.credentials === \"omit\") input = new Request(input, { credentials: \"same-origin\" });\n      if (init && init.credentials === \"omit\") init = { ...init, credentials: \"same-origin\" };\n    }\n    return fetched.call(window, input, init);\n  };\n})();\n";
+/// origin carry it again. And Element sends phones to a page that advertises apps, before it reads its config, unless this
+/// cookie says that somebody has seen that page: its apps cannot show a certificate, the browser can.
+const SCRIPT: &str = "(() => {\n  document.cookie = \"element_mobile_redirect_to_guide=false; path=/; SameSite=Strict; Secure\";\n  const fetched = window.fetch;\n  window.fetch = (input, init) => {\n    const url = new URL(input instanceof Request ? input.url : input, location.href);\n    if (url.origin === location.origin) {\n      if (input instanceof Request && input.credentials === \"omit\") input = new Request(input, { credentials: \"same-origin\" });\n      if (init && init.credentials === \"omit\") init = { ...init, credentials: \"same-origin\" };\n    }\n    return fetched.call(window, input, init);\n  };\n})();\n";
 /// Where it is served.
 const SCRIPT_PATH: &str = "/_heya/certificate.js";
+/// What the client shows before a room is chosen.
+const HOME_PATH: &str = "/_heya/home.html";
 /// Files larger than this are not served.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -40,6 +44,10 @@ pub fn routes(routes: Routes, config: &Config) -> Result<Routes> {
             Ok(content("text/javascript; charset=utf-8", SCRIPT.into(), Caching::Ask(None)))
         })
         .at(http::Method::GET, "/config.json", client_config)
+        .at(http::Method::GET, HOME_PATH, |server, _| async move {
+            let page = pages::client_home(&server)?;
+            Ok(content("text/html; charset=utf-8", page.into(), Caching::Ask(None)))
+        })
         .at(http::Method::GET, "/", |server, call| async move { file(&server, &call, "index.html").await })
         .at(http::Method::POST, "/{*path}", unknown)
         .at(http::Method::PUT, "/{*path}", unknown)
@@ -87,7 +95,9 @@ async fn client_config(server: Arc<Server>, _: Call) -> Result<Answer> {
         "integrations_ui_url": "", "integrations_rest_url": "", "integrations_widgets_urls": [],
         "bug_report_endpoint_url": "", "map_style_url": "", "jitsi": {"preferred_domain": server.config.host()},
         "help_url": format!("{}/help", server.config.enrol_url()), "terms_and_conditions_links": links,
-        "branding": {"auth_footer_links": links}, "embedded_pages": {"login_for_welcome": true},
+        "branding": {"auth_footer_links": links}, "embedded_pages": {"login_for_welcome": true, "home_url": HOME_PATH},
+        // "Copy link" would lead to somebody else's page otherwise.
+        "permalink_prefix": base_url,
         "desktop_builds": {"available": false, "logo": "", "url": ""},
         "mobile_builds": {"ios": null, "android": null, "fdroid": null},
     });
@@ -99,7 +109,14 @@ async fn file(server: &Arc<Server>, call: &Call, path: &str) -> Result<Answer> {
     if path.starts_with("config.") && path.ends_with(".json") {
         return pages::not_found(server);
     }
+    // A folder is its page, as web servers have it: Element downloads files through `usercontent/`. Without the slash the
+    // page's own links would lead astray.
+    let page = if path.ends_with('/') { format!("{path}index.html") } else { path.to_owned() };
+    let path = page.as_str();
     let Some(found) = inside(&server.config.web.client_dir, path) else { return pages::not_found(server) };
+    if found.join("index.html").is_file() {
+        return Ok(Answer::Response(to_folder(path)));
+    }
     let read = async {
         let meta = tokio::fs::metadata(&found).await.ok()?;
         if !meta.is_file() || meta.len() > FILE_BYTES_MAX {
@@ -123,6 +140,20 @@ async fn file(server: &Arc<Server>, call: &Call, path: &str) -> Result<Answer> {
     };
     let bytes = if path == "index.html" { with_script(&bytes) } else { bytes };
     Ok(content(kind(path), bytes, caching))
+}
+
+/// Sends whoever asks for a folder to its page.
+fn to_folder(path: &str) -> Response {
+    let mut response = Response::new(Body::empty());
+    // Relative, so that it leads nowhere else whatever the path is.
+    let name = path.rsplit('/').next().unwrap_or_default();
+    if let Ok(place) = HeaderValue::from_str(&format!("./{}/", utf8_percent_encode(name, NON_ALPHANUMERIC))) {
+        *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+        response.headers_mut().insert(header::LOCATION, place);
+    } else {
+        *response.status_mut() = StatusCode::NOT_FOUND;
+    }
+    response
 }
 
 /// The client's page with our script before any of its own, and with a manifest that is asked for with the certificate.

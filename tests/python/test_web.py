@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from harness import Answer, Server
+from harness import CONTACT, Answer, Server
 
 HASH = "4f0c1d2e3a5b6c7d8e9f"
 FILES = {
@@ -25,6 +25,8 @@ FILES = {
     "manifest.json": "{}",
     "sw.js": "// worker",
     "version": "1.2.3",
+    # Through this page in a frame Element hands out files to keep.
+    "usercontent/index.html": "<!doctype html><script src='../bundles/x.js'></script>",
     # What an operator copied from elsewhere must not win.
     "config.json": '{"default_hs_url": "https://elsewhere.example"}',
     "config.localhost.json": '{"default_hs_url": "https://elsewhere.example"}',
@@ -138,6 +140,26 @@ def test_the_config_is_this_citys_and_leads_nowhere_else(web: Server):
     # The only addresses: the server's two, and what the city itself links to.
     assert set(re.findall(r"https?://[^/\"]+", answer.text)) == {web.base, web.enrol_base, "https://city.example"}
     assert config["branding"]["auth_footer_links"] == [{"text": "利用規約", "url": "https://city.example/terms"}]
+
+
+def test_a_folder_is_its_page(web: Server):
+    answer = get(web, "/usercontent/")
+    assert answer.status == 200 and answer.text == FILES["usercontent/index.html"]
+    assert "frame-ancestors 'self'" in answer.headers["Content-Security-Policy"] and answer.headers["Content-Type"].startswith("text/html")
+    short = get(web, "/usercontent")
+    assert short.status == 308 and short.headers["Location"] == "./usercontent/"
+    for none in ("/bundles/", "/bundles", "//usercontent", "/..//usercontent"):
+        assert get(web, none).status == 404, none
+
+
+def test_phones_stay_and_links_are_the_citys(web: Server):
+    """Element asks for neither before it reads its config, so the script that runs first says it."""
+    assert "element_mobile_redirect_to_guide=false; path=/; SameSite=Strict; Secure" in get(web, "/_heya/certificate.js").text
+    config = get(web, "/config.json").json
+    assert config["permalink_prefix"] == web.base
+    home = get(web, config["embedded_pages"]["home_url"])
+    assert home.status == 200 and "左の一覧から部屋を選んでください" in home.text and CONTACT.splitlines()[0] in home.text
+    assert "<script" not in home.text
 
 
 def test_no_other_config_and_nothing_beside_the_folder(web: Server):

@@ -54,6 +54,8 @@ impl Server {
             .redirect(Policy::none())
             .connect_timeout(Duration::from_secs(5))
             .timeout(Duration::from_secs(20))
+            // Well before the server closes what is idle: a call on a connection that is just being closed has no answer.
+            .pool_idle_timeout(Duration::from_secs(15))
             .build()
             .map_err(|_| "the HTTP client could not be made")?;
         Ok(Self { client, base: base.trim_end_matches('/').to_owned(), mail_token })

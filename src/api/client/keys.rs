@@ -28,6 +28,8 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::POST, "/_matrix/client/v3/keys/claim", claim)
         .at(Method::GET, "/_matrix/client/v3/keys/changes", changes)
         .at(Method::POST, "/_matrix/client/v3/keys/device_signing/upload", upload_identity)
+        // matrix-js-sdk asks by this name first, long after the specification took it up.
+        .at(Method::POST, "/_matrix/client/unstable/keys/device_signing/upload", upload_identity)
         .at(Method::POST, "/_matrix/client/v3/keys/signatures/upload", upload_signatures)
         .at(Method::PUT, "/_matrix/client/v3/sendToDevice/{eventType}/{txnId}", send_to_device)
 }

@@ -88,6 +88,7 @@ page!(RefusedPage, "refused.html" {
 page!(HelpPage, "help.html" { login_url: &'a str, enrol_url: String });
 page!(NoClientPage, "index_no_client.html" { server_name: &'a str, enrol_url: String, help_url: String });
 page!(NotFoundPage, "not_found.html" {});
+page!(ClientHome, "client_home.html" { help_url: String });
 
 /// The routes of the enrolment listener.
 pub fn enrol_routes() -> Routes {
@@ -145,6 +146,12 @@ pub fn no_client(server: &Server) -> Result<Answer> {
         StatusCode::OK,
         &NoClientPage::new(Common::of(server), server.name.as_str(), enrol_url(server), help_url(server)),
     )
+}
+
+/// What the web client shows before a room is chosen.
+pub fn client_home(server: &Server) -> Result<String> {
+    let page = ClientHome::new(Common::of(server), help_url(server));
+    askama::Template::render(&page).map_err(|error| Error::internal(error.to_string()))
 }
 
 /// A page that is not there.
