@@ -17,7 +17,7 @@ use super::{
     batch::Batch,
     city::{self, city_room, set_status},
     committer::Hint,
-    member,
+    direct, member,
     pdu::Event,
     redaction::{self, Redaction},
 };
@@ -123,6 +123,7 @@ pub async fn break_glass(
     if matches!(status.as_str(), "purging" | "purged") {
         return Err(wrong_state(&status, "This room has been purged."));
     }
+    direct::refuse_direct(batch, room_id).await?;
     if glass.reason.trim().is_empty() {
         return Err(refuse(Code::MissingParam, "Emergency access needs a reason (理由を書いてください)."));
     }
@@ -175,6 +176,7 @@ pub async fn redact_by_order(
     target: &EventId,
 ) -> Result<OwnedEventId> {
     city_room(batch, room_id).await?;
+    direct::refuse_direct(batch, room_id).await?;
     let event = batch
         .event(target)
         .await?
@@ -514,6 +516,7 @@ pub fn kind_name(kind: &str) -> &'static str {
         "liaison" => "連絡部屋",
         "announcement" => "市からのお知らせの部屋",
         "control" => "市の管理室",
+        "direct" => "二人の部屋",
         _ => "部屋",
     }
 }
