@@ -1671,6 +1671,32 @@ def test_nobody_is_mailed_about_somebody_they_ignore(desk: Desk):
     wait_for(lambda: "quiet" in told(), 20, 0.1, "the mail about whom they ignore no more")
 
 
+def test_an_urgent_post_says_so_in_its_mail(desk: Desk):
+    """H17, 重要度: what a post begins with; its text is in no mail, and a correction does not ring again."""
+    server, (a, b) = desk.server, desk.people
+    room, _ = subject_room(server, a, b)
+    address = desk.mailbox(b)
+    scope(server, b, "all")
+
+    def subject_of_next(text: str, **more) -> str:
+        mails = [mail for mail in list(server.post.mails) if address in mail.to]
+        a.client.say(room, text, **more)
+        new = wait_for(lambda: [mail for mail in list(server.post.mails) if address in mail.to][len(mails):], 20, 0.1, text)
+        return new[0]["Subject"]
+
+    service = re.sub("着信のお知らせ$", "", subject_of_next("ふつうの投稿です"))
+    assert service.startswith("【") and "至急" not in service and "重要" not in service
+    assert subject_of_next("【至急】酸素が足りません") == f"【至急】{service}着信のお知らせ"
+    assert subject_of_next("[重要] 来週の予定") == f"【重要】{service}着信のお知らせ"
+    event = a.client.say(room, "まちがい")
+    time.sleep(3)  # the digest of one second: its mail is out
+    a.client.say(room, "* 【至急】訂正です", **{
+        "m.new_content": {"msgtype": "m.text", "body": "【至急】訂正です"}, "m.relates_to": {"rel_type": "m.replace", "event_id": event}})
+    assert subject_of_next("そのあとの投稿") == f"{service}着信のお知らせ"
+    everything = "".join(mail.as_string() + mail.get_content() for mail in server.post.mails)
+    assert "酸素" not in everything and "来週の予定" not in everything
+
+
 # 9. The bot's words --------------------------------------------------------------------------------------------------
 
 
