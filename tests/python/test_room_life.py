@@ -1878,6 +1878,16 @@ def by_word(desk: Desk):
     server, (a, _) = desk.server, desk.people
     name = f"秘匿{secrets.token_hex(5)}"
     desk.say(CONSENT.format(name=name, who="窓口の看護師"), "同意")
+    form = b"%PDF-1.4 " + secrets.token_bytes(24)
+    sent = desk.staff.client.post(f"/_matrix/media/v3/upload?filename={quote(f'{name}.pdf')}", body=form,
+                                  headers={"Content-Type": "application/pdf"})
+    mxc = sent.json["content_uri"]
+    reported = next(event["event_id"] for event in desk.staff.client.messages(desk.control) if name in event["content"].get("body", "")
+                    and event["sender"] == desk.staff.user_id)
+    before = {event["event_id"] for event in desk.staff.client.messages(desk.control)}
+    desk.staff.client.say(desk.control, f"{name}.pdf", msgtype="m.file", url=mxc, filename=f"{name}.pdf",
+                          **{"m.relates_to": {"m.in_reply_to": {"event_id": reported}}})
+    assert name in desk.answer("同意書：添付あり", before, desk.staff, desk.control, "the scan")
     known = {row["room_id"] for row in server.look("rooms")["rooms"]}
     desk.say(OPENING.format(name=name, member=a.login_id), "完了")
     room = next(row["room_id"] for row in server.look("rooms")["rooms"] if row["room_id"] not in known)
@@ -1894,6 +1904,7 @@ def by_word(desk: Desk):
     case = re.search(r"案件 (\d+)", desk.say(f"消去 {n}", "承認"))[1]
     desk.say(f"承認 {case}", "完了")
     assert status(server, room) == "purged"
+    desk.scan = (mxc, form)
     return server, desk, name, text
 
 
@@ -1912,3 +1923,12 @@ def test_the_server_forgets_the_purged_too(by_word):
     server, desk, name, text = by_word
     left = [line[:400] for line in dump(server).splitlines() if name in line or text in line]
     assert not left, "\n".join(left)
+
+
+def test_the_scan_of_the_consent_goes_too(by_word):
+    """H15: form 4 as the control room has it goes with its subject, at once and with its file."""
+    server, desk, _, _ = by_word
+    mxc, form = desk.scan
+    assert desk.staff.client.get(media_path(mxc)).status == 404
+    assert server.count(f"SELECT count(*) FROM media WHERE media_id = '{mxc.rsplit('/', 1)[1]}'") == 0
+    assert not [path for path in (server.data / "media").rglob("*") if path.is_file() and path.read_bytes() == form]
