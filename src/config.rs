@@ -283,12 +283,14 @@ pub struct Retention {
     pub association_years: u32,
     /// Liaison rooms.
     pub liaison_years: u32,
+    /// Rooms of two people, from when nobody is left in them.
+    pub direct_years: u32,
 }
 
 impl Default for Retention {
     /// Five years: the retention of care records that Japanese law asks of most providers (C28).
     fn default() -> Self {
-        Self { subject_years: 5, association_years: 5, liaison_years: 5 }
+        Self { subject_years: 5, association_years: 5, liaison_years: 5, direct_years: 5 }
     }
 }
 
@@ -298,6 +300,7 @@ impl Retention {
         let years = match kind {
             "subject" => self.subject_years,
             "liaison" => self.liaison_years,
+            "direct" => self.direct_years,
             _ => self.association_years,
         };
         // 365.25 days: a few hours more or less of several years.
@@ -632,9 +635,14 @@ impl Config {
             problems.push("policy.break_glass_hours is between 1 and 168".to_owned());
         }
         let retention = &self.retention;
-        if [retention.subject_years, retention.association_years, retention.liaison_years]
-            .iter()
-            .any(|years| *years > 100)
+        if [
+            retention.subject_years,
+            retention.association_years,
+            retention.liaison_years,
+            retention.direct_years,
+        ]
+        .iter()
+        .any(|years| *years > 100)
         {
             problems.push("retention is at most 100 years".to_owned());
         }

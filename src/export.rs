@@ -21,7 +21,7 @@ use self::polls::{Poll, words};
 use crate::{
     audit::{hex, written_date, written_time},
     error::{Error, Result},
-    rooms::{life::kind_name, pdu::Event},
+    rooms::{direct, life::kind_name, pdu::Event},
     server::Server,
     store,
 };
@@ -156,7 +156,10 @@ impl<'a> Export<'a> {
         let row = &view.row;
         let number =
             row.room_number.ok_or_else(|| crate::error::not_found("That is no room of the city."))?;
-        let name = view.state.content_str(&StateEventType::RoomName, "", "name").unwrap_or_default();
+        let mut name = view.state.content_str(&StateEventType::RoomName, "", "name").unwrap_or_default();
+        if row.kind == "direct" && name.is_empty() {
+            name = direct::name(&view.state, &server.city_user);
+        }
         let mut page = Hashed::create(&part.join("index.html"))?;
         let head = Head {
             city: &server.config.city.name,

@@ -1,6 +1,6 @@
 //! Who looked at which subject (閲覧履歴, C21, DESIGN 19): the first look of an account, from a terminal, at a room in an
 //! hour is in the audit log before the answer goes out; further looks advance a mark (how often, when last, how far),
-//! which is written every minute.
+//! which is written every minute. Appservices look, too: what a bridge reads, and what is sent to it.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -23,6 +23,8 @@ const LOOKS_MAX: usize = 200_000;
 /// The two kinds of looks, as the log has them.
 const OPENED: &str = "room.opened";
 const DELIVERED: &str = "room.delivered";
+/// The city's bot, as [`of_service`] would name it.
+const OF_CITY: &str = "appservice:city";
 /// Marks written in one unit.
 const MARKS_MAX: usize = 500;
 
@@ -61,6 +63,31 @@ pub async fn delivered(server: &Arc<Server>, who: &Requester, rooms: &[(OwnedRoo
     record(server, who, rooms, DELIVERED, "sync").await
 }
 
+/// Records that an appservice read a room's state. People's clients have it by sync, which is recorded there.
+pub async fn state(server: &Arc<Server>, who: &Requester, room_id: &RoomId) -> Result<()> {
+    if who.appservice.is_none() {
+        return Ok(());
+    }
+    opened(server, who, room_id, "state").await
+}
+
+/// Records that events of rooms, up to a position of each, are about to be sent to an appservice.
+pub async fn sent(server: &Arc<Server>, appservice: &str, rooms: &[(OwnedRoomId, i64)]) -> Result<()> {
+    let entry = of_service(appservice, server.now(), DELIVERED);
+    look(server, entry, rooms, DELIVERED, "transaction").await
+}
+
+/// How an appservice stands in the log: itself, whomever it acts as. It has no terminal.
+fn of_service(appservice: &str, now: i64, action: &str) -> audit::Entry {
+    audit::Entry {
+        at: now,
+        actor: format!("appservice:{appservice}"),
+        action: action.to_owned(),
+        result: "ok".to_owned(),
+        ..audit::Entry::default()
+    }
+}
+
 async fn record(
     server: &Arc<Server>,
     who: &Requester,
@@ -68,16 +95,39 @@ async fn record(
     action: &'static str,
     what: &'static str,
 ) -> Result<()> {
-    if who.appservice.is_some() || rooms.is_empty() {
+    if rooms.is_empty() {
         return Ok(());
     }
     let now = server.now();
-    let terminal = who.terminal.as_ref().map(|known| known.terminal);
+    let entry = match &who.appservice {
+        None => who.entry(now, action),
+        Some(id) => audit::Entry {
+            target: who.user_id.to_string(),
+            address: Some(who.address.ip().to_string()),
+            ..of_service(id, now, action)
+        },
+    };
+    look(server, entry, rooms, action, what).await
+}
+
+/// `entry` says who looks; those of the first looks of an hour go into the log.
+async fn look(
+    server: &Arc<Server>,
+    entry: audit::Entry,
+    rooms: &[(OwnedRoomId, i64)],
+    action: &'static str,
+    what: &'static str,
+) -> Result<()> {
+    // The city's own bot is in every room of the city, to hear what is asked for there: the city itself, and no look.
+    if rooms.is_empty() || entry.actor == OF_CITY {
+        return Ok(());
+    }
+    let (now, terminal) = (entry.at, entry.terminal);
     let mut first: Vec<(Look, i64)> = Vec::new();
     {
         let mut looks = server.looks.0.lock();
         for (room_id, upto) in rooms {
-            let key = (who.user_id.to_string(), action, terminal, room_id.to_string());
+            let key = (entry.actor.clone(), action, terminal, room_id.to_string());
             match looks.get_mut(&key) {
                 Some(seen) if now - seen.logged_at < HOUR_MS => {
                     seen.last_at = now;
@@ -99,7 +149,7 @@ async fn record(
         .map(|((.., room_id), upto)| audit::Entry {
             room_id: room_id.clone(),
             detail: format!("{what} up to {upto}"),
-            ..who.entry(now, action)
+            ..entry.clone()
         })
         .collect();
     server

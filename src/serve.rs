@@ -415,6 +415,9 @@ async fn tending(server: Arc<Server>) {
         if let Err(error) = crate::accounts::sessions::save_seen(&server, false).await {
             tracing::error!(%error, "when devices were last used could not be stored");
         }
+        if let Err(error) = crate::rooms::direct::tend(&server).await {
+            tracing::error!(%error, "rooms that nobody is left in could not be looked for");
+        }
         if let Err(error) = crate::rooms::life::tend(&server).await {
             tracing::error!(%error, "what rooms need by themselves could not be done");
         }

@@ -161,6 +161,21 @@ pub(crate) fn mail_scope(text: &str) -> Option<Option<&'static str>> {
     }))
 }
 
+/// Whether a file calls itself a consent form (`同意書 12`, `同意書_12.pdf`, `案件12 同意書`), and of which case.
+pub(crate) fn consent_scan(words: &str) -> Option<Option<i64>> {
+    /// Case numbers; a longer run of digits is a date or the camera's own number.
+    const DIGITS_MAX: usize = 7;
+    let words = normalise(words).to_lowercase();
+    let number_after = |word: &str| {
+        let (_, rest) = words.split_once(word)?;
+        let rest = rest.trim_start_matches([' ', '_', '-', '#', ':', '(', '案', '件', '番', '号']);
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().ok().filter(|_| digits.len() <= DIGITS_MAX)
+    };
+    let word = ["同意書", "consent form"].into_iter().find(|word| words.contains(word))?;
+    Some(number_after(word).or_else(|| number_after("案件")).or_else(|| number_after("case")))
+}
+
 fn name_of(word: &str) -> Option<Name> {
     NAMES.into_iter().find(|(_, words)| words.contains(&word)).map(|(name, _)| name)
 }

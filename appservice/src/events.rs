@@ -11,7 +11,7 @@ use crate::clock::{now_ms, today};
 use crate::commands::{self, Command, Name};
 use crate::control::Facts;
 use crate::forms::{Consent, Gap};
-use crate::outbox::{CASE_FIELD, NewTask, Task};
+use crate::outbox::{CASE_FIELD, NewTask, ORIGIN_FIELD, Task};
 use crate::requests::{self, Heard};
 use crate::store::{self, Filed, Origin};
 use crate::texts::Texts;
@@ -32,6 +32,8 @@ pub(crate) struct Event {
     #[serde(default)]
     state_key: Option<String>,
     #[serde(default)]
+    redacts: Option<String>,
+    #[serde(default)]
     content: Value,
 }
 
@@ -50,6 +52,23 @@ impl Event {
         let mut lines = body.lines().peekable();
         while lines.next_if(|line| line.starts_with('>')).is_some() {}
         Some(lines.collect::<Vec<_>>().join("\n").trim().to_owned())
+    }
+
+    /// What a posted file or picture is called, and what is written with it.
+    fn file(&self) -> Option<String> {
+        let is_file = matches!(self.content["msgtype"].as_str(), Some("m.file" | "m.image"))
+            && self.content["url"].as_str().is_some_and(|url| url.starts_with("mxc://"))
+            && self.content["m.relates_to"]["rel_type"] != "m.replace";
+        if self.kind != "m.room.message" || !is_file {
+            return None;
+        }
+        let words = ["body", "filename"].map(|field| self.content[field].as_str().unwrap_or_default());
+        Some(words.join("\n")).filter(|words| words.len() <= BODY_BYTES_MAX)
+    }
+
+    /// What a redaction takes back (its place depends on the room's version).
+    fn taken_back(&self) -> Option<&str> {
+        self.content["redacts"].as_str().or(self.redacts.as_deref())
     }
 
     fn replies_to(&self) -> Option<&str> {
@@ -97,12 +116,27 @@ impl Intake<'_> {
             "m.room.member" if event.state_key.as_deref() == Some(&self.facts.city_user) && !own => {
                 self.invited(event).await
             }
-            "m.room.message" if own && in_control => match event.content[CASE_FIELD].as_i64() {
-                Some(number) => store::remember_message(self.db, &event.event_id, number).await,
+            "m.room.message" if own && in_control => {
+                if let Some(number) = event.content[CASE_FIELD].as_i64() {
+                    store::remember_message(self.db, &event.event_id, number).await?;
+                }
+                match event.content[ORIGIN_FIELD].as_str() {
+                    Some(origin) => store::remember_consent_message(self.db, &event.event_id, origin).await,
+                    None => Ok(()),
+                }
+            }
+            "m.room.redaction" if in_control => match event.taken_back() {
+                Some(target) => store::detach_scan(self.db, target).await,
                 None => Ok(()),
             },
             "m.reaction" if in_control && self.facts.is_staff(&event.sender) => self.reacted(event).await,
             "m.room.message" if !own && event.room_id != self.facts.announcement_room => {
+                if in_control
+                    && self.facts.is_staff(&event.sender)
+                    && let Some(words) = event.file()
+                {
+                    return self.scan(event, &words).await;
+                }
                 let Some(text) = event.text() else { return Ok(()) };
                 match (in_control, self.facts.is_staff(&event.sender)) {
                     (true, true) => self.command(event, &text).await,
@@ -188,20 +222,23 @@ impl Intake<'_> {
                 self.owe(NewTask { lane: event.room_id.clone(), key: event.key("look"), task }).await
             }
             Command::OpenCases => {
-                let cases = store::open_cases(self.db).await?;
+                let mut cases = Vec::new();
+                for case in store::open_cases(self.db).await? {
+                    let scans = self.scans(&case).await?;
+                    cases.push((case, scans));
+                }
                 self.owe(event.answer("cases", self.texts.open_cases(&cases))).await
             }
             Command::ShowCase(number) => {
-                let found = store::case(self.db, number).await?;
-                let body = found
-                    .map_or_else(|| self.texts.no_such_case(number), |case| self.texts.case_in_full(&case));
-                let answer = event.answer("case", body).about(number);
-                // What it shows follows from the case.
-                let answer = match store::case(self.db, number).await? {
-                    Some(case) => answer.because_of(&case.event_id),
-                    None => answer,
+                let Some(case) = store::case(self.db, number).await? else {
+                    return self
+                        .owe(event.answer("case", self.texts.no_such_case(number)).about(number))
+                        .await;
                 };
-                self.owe(answer).await
+                let scans = self.scans(&case).await?;
+                let answer = event.answer("case", self.texts.case_in_full(&case, scans)).about(number);
+                // What it shows follows from the case.
+                self.owe(answer.because_of(&case.event_id)).await
             }
             Command::Approve { cases, second_room } => {
                 let cases = if cases.is_empty() {
@@ -290,6 +327,58 @@ impl Intake<'_> {
         }
         store::update_action(self.db, number, &case.action, false).await?;
         self.owe(NewTask::examine(&case.room_id, number, case.revision + 1)).await
+    }
+
+    /// A file in the control room: the scan of a consent form, where it answers a post about one or says so itself.
+    async fn scan(&mut self, event: &Event, words: &str) -> Result<(), Error> {
+        let said = commands::consent_scan(words);
+        let (case, consent) = match (said, event.replies_to()) {
+            (Some(Some(number)), _) => (Some(number), None),
+            (_, Some(message)) => {
+                let case = store::case_of_message(self.db, message).await?;
+                let consent = store::consent_of_message(self.db, message).await?;
+                (case, consent)
+            }
+            (_, None) => (None, None),
+        };
+        let of_case = match case {
+            Some(number) => store::case(self.db, number).await?,
+            None => None,
+        };
+        let key = of_case.as_ref().and_then(|case| case.action.consent_key());
+        let consent = match (consent, &key) {
+            (None, Some(key)) => store::consent_of_subject(self.db, key).await?,
+            (consent, _) => consent,
+        };
+        let answer = match (consent, case) {
+            (Some(consent), _) => {
+                let count = store::attach_scan(self.db, &consent, &event.event_id, &event.sender).await?;
+                let body = match count {
+                    Some(count) => self.texts.scan_stored(&consent, count),
+                    None => self.texts.too_many_scans(),
+                };
+                // It names the subject, and goes with what it follows from.
+                event.answer("scan", body).because_of(&consent.event_id)
+            }
+            (None, Some(number)) if of_case.is_none() => {
+                event.answer("scan", self.texts.no_such_case(number))
+            }
+            // A file that answers another kind of case is none of ours, unless it says that it is.
+            (None, Some(number)) if key.is_some() || said.is_some() => {
+                event.answer("scan", self.texts.scan_without_consent(number))
+            }
+            (None, None) if said.is_some() => event.answer("scan", self.texts.scan_of_what()),
+            (None, _) => return Ok(()),
+        };
+        self.owe(answer).await
+    }
+
+    /// How many scans a case's consent has; nothing where the case rests on none.
+    async fn scans(&mut self, case: &Case) -> Result<Option<i64>, Error> {
+        match case.action.consent_key() {
+            Some(key) => Ok(Some(store::scans_of_subject(self.db, &key).await?)),
+            None => Ok(None),
+        }
     }
 
     // --- every other room ---

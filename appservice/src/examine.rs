@@ -102,6 +102,7 @@ impl Bot {
         let Some(key) = case.action.consent_key() else { return Ok(None) };
         let mut tx = self.store.begin().await?;
         let reports = store::reports_of_consent(&mut tx, &key).await?;
+        let scans = store::scans_of_subject(&mut tx, &key).await?;
         // The only connection is not held while the server is asked.
         drop(tx);
         let mut lines = Vec::new();
@@ -109,7 +110,8 @@ impl Bot {
             let who = self.label_of(&report.reported_by).await?;
             lines.push(self.texts.report_of_consent(report, &who));
         }
-        Ok(Some(self.texts.reports_of_consent(&lines)))
+        let known = self.texts.reports_of_consent(&lines);
+        Ok(Some(if lines.is_empty() { known } else { format!("{known}\n{}", self.texts.scans(scans)) }))
     }
 
     async fn judge(&self, case: &mut Case) -> Result<Verdict, Unfinished> {

@@ -2,6 +2,7 @@
 //! commit.
 
 mod consents;
+mod scans;
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,10 +20,15 @@ use crate::outbox::{NewTask, Task};
 pub(crate) use consents::{
     Report, add_consent, events_to_forget, forget_subject, has_consent, reports_of_consent, withdraw_consent,
 };
+pub(crate) use scans::{
+    Reported, attach_scan, consent_of_message, consent_of_subject, detach_scan, remember_consent_message,
+    scans_of_subject,
+};
 
 /// Every version of the schema, oldest first. Each ends by setting `PRAGMA user_version` to its number,
 /// which is written with the rest of the transaction.
-const MIGRATIONS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 /// How long a taken transaction's id is remembered. The server repeats a transaction only until it is
 /// acknowledged.

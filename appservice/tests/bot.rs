@@ -483,3 +483,89 @@ async fn the_bot_stops_when_told() {
     stop.send(()).unwrap();
     bot.ended().await;
 }
+
+fn scan(event_id: &str, name: &str, replies_to: Option<&str>) -> serde_json::Value {
+    let mut event = message(CONTROL, event_id, STAFF, name);
+    event["content"]["msgtype"] = json!("m.file");
+    event["content"]["url"] = json!("mxc://example.jp/scan");
+    if let Some(target) = replies_to {
+        event["content"]["m.relates_to"] = json!({"m.in_reply_to": {"event_id": target}});
+    }
+    event
+}
+
+/// What the bot has said comes back to it, as in every transaction.
+fn own(said: &fake::Said) -> serde_json::Value {
+    let mut event = message(CONTROL, &said.event_id, CITY, "");
+    event["content"] = said.content.clone();
+    event
+}
+
+#[tokio::test]
+async fn a_scanned_consent_is_recorded_once() {
+    let fake = Fake::start().await;
+    let mut bot = fake.bot().await;
+    bot.deliver("1", json!([message(DIRECT, "$consent", CARE_MANAGER, CONSENT)])).await;
+    let told = fake.said(CONTROL, "同意の報告がありました").await;
+    bot.deliver("2", json!([own(&told), message(DIRECT, "$open", CARE_MANAGER, OPENING)])).await;
+    let case = fake.said(CONTROL, "案件 1（").await;
+    assert!(case.body.contains("同意書：添付なし"), "{}", case.body);
+
+    // As an answer to the bot's word about the report; killed before it has answered, and the transaction comes again.
+    fake.said(DIRECT, "案件 1").await;
+    fake.hold("send");
+    let first = json!([own(&case), scan("$scan1", "IMG_0001.pdf", Some(&told.event_id))]);
+    bot.deliver("3", first.clone()).await;
+    fake.said(CONTROL, "同意書を記録しました").await;
+    bot.restart().await;
+    bot.deliver("3", first).await;
+    fake.release();
+    let stored = fake.said(CONTROL, "同意書を記録しました").await;
+    assert!(stored.body.contains("山田太郎さん（1940-05-01）\n同意書：添付あり\n"), "{}", stored.body);
+    assert_eq!(stored.reply_to.as_deref(), Some("$scan1"));
+    assert_eq!(stored.content["jp.heya.origin"], "$consent", "it goes with the subject");
+
+    // As an answer to the case, by the report itself, and by its name.
+    bot.deliver(
+        "4",
+        json!([
+            scan("$scan2", "IMG_0002.pdf", Some(&case.event_id)),
+            scan("$scan3", "IMG_0003.pdf", Some("$consent"))
+        ]),
+    )
+    .await;
+    fake.said(CONTROL, "添付あり（3件）").await;
+    bot.deliver("5", json!([scan("$scan4", "同意書_1.pdf", None)])).await;
+    fake.said(CONTROL, "添付あり（4件）").await;
+    bot.deliver("6", json!([message(CONTROL, "$list", STAFF, "案件")])).await;
+    fake.said(CONTROL, "・1 受付 部屋の開設（同意書：添付あり（4件））").await;
+
+    // Taken back.
+    let redaction = json!({"type": "m.room.redaction", "room_id": CONTROL, "event_id": "$r", "sender": STAFF,
+        "content": {"redacts": "$scan4"}});
+    bot.deliver("7", json!([redaction, message(CONTROL, "$show", STAFF, "案件 1")])).await;
+    let shown = fake.said(CONTROL, "案件 1：受付").await;
+    assert!(shown.body.contains("同意書：添付あり（3件）"), "{}", shown.body);
+    fake.nothing_was_said_twice();
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_consent_form_is_not_recorded() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    let mut outside = scan("$outside", "同意書 1.pdf", None);
+    outside["room_id"] = json!(ROOM);
+    let mut stranger = scan("$stranger", "同意書 1.pdf", None);
+    stranger["sender"] = json!(OTHER);
+    bot.deliver("1", json!([outside, stranger, scan("$photo", "IMG_0001.jpg", None)])).await;
+    bot.deliver("2", json!([scan("$which", "同意書.pdf", None)])).await;
+    assert_eq!(fake.said(CONTROL, "どの同意書か分かりません").await.reply_to.as_deref(), Some("$which"));
+    bot.deliver("3", json!([scan("$none", "同意書 99.pdf", None)])).await;
+    fake.said(CONTROL, "案件 99 はありません").await;
+    // A case whose subject's consent nobody has reported.
+    bot.deliver("4", json!([message(DIRECT, "$open", CARE_MANAGER, OPENING)])).await;
+    fake.said(DIRECT, "同意の報告がまだありません").await;
+    bot.deliver("5", json!([scan("$early", "同意書 1.pdf", None)])).await;
+    fake.said(CONTROL, "案件 1 の対象者の、有効な同意の報告がありません").await;
+    assert_eq!(fake.all_said(CONTROL).len(), 3, "of the others nothing is said");
+}

@@ -347,7 +347,7 @@ async fn set_password(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: 
 
 async fn new_password_hash(server: &Server, enrolment: &Enrolment, password: &str) -> Result<String> {
     let names: Vec<&str> = enrolment.names.iter().map(String::as_str).collect();
-    passwords::check_rules(password, server.config.policy.password_length_min, &names)?;
+    passwords::check_rules(password, server.config.policy.password_length_min, &names, server.now())?;
     check_not_used_before(server, enrolment.user_id.as_str(), password).await?;
     server.passwords.hash(password).await
 }

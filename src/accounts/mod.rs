@@ -1,6 +1,7 @@
 //! Who people are: facilities and their IDs, passwords, terminals and certificates, sessions, addresses. No HTTP.
 
 pub mod addresses;
+pub mod dates;
 pub mod end;
 pub mod enrol;
 pub mod guests;

@@ -15,6 +15,7 @@ use argon2::{
 use tokio::sync::Semaphore;
 use unicode_normalization::UnicodeNormalization as _;
 
+use super::dates;
 use crate::error::{Code, Error, Result, refuse};
 
 /// The longest password, in bytes: longer ones are refused before any hash is computed.
@@ -121,21 +122,29 @@ pub fn rules(length_min: usize) -> Vec<String> {
     vec![
         format!("{length_min}文字以上にしてください。"),
         "英字の大文字・小文字、数字、記号のうち3種類以上を混ぜてください（13文字以上なら2種類でかまいません）。".to_owned(),
-        "氏名、利用者ID、事業所名、生年月日、同じ文字の繰り返し、よく使われる言葉は使えません。".to_owned(),
+        "氏名、利用者ID、事業所名、同じ文字の繰り返し、よく使われる言葉は使えません。".to_owned(),
+        "生年月日のような日付（19400501、S15.5.1 など）は文字数に入りません。日付のほかに、上の決まりを満たしてください。".to_owned(),
         "以前に使ったパスワードは使えません。".to_owned(),
     ]
 }
 
-/// Checks a new password against the rules (C7); `names` are words that it must not hold.
-pub fn check_rules(password: &str, length_min: usize, names: &[&str]) -> Result<()> {
+/// Checks a new password against the rules (C7); `names` are words that it must not hold, `now` milliseconds since 1970.
+pub fn check_rules(password: &str, length_min: usize, names: &[&str], now: i64) -> Result<()> {
     let weak = |why: &str| Err(refuse(Code::WeakPassword, why));
-    let password = normal(password);
-    let length = password.chars().count();
-    if password.len() > PASSWORD_BYTES_MAX {
+    let whole = normal(password);
+    if whole.len() > PASSWORD_BYTES_MAX {
         return weak("パスワードが長すぎます。");
     }
-    if length < length_min {
+    if whole.chars().count() < length_min {
         return weak(&format!("パスワードは{length_min}文字以上にしてください。"));
+    }
+    // Nobody's date of birth is known here, and people's are known to many: a date adds nothing, and the rest must do.
+    let password = dates::without(&whole, now);
+    let length = password.chars().count();
+    if length < length_min {
+        return weak(&format!(
+            "生年月日のような日付は文字数に入りません。日付のほかに{length_min}文字以上を使ってください。"
+        ));
     }
     let kinds = [
         password.chars().any(|c| c.is_lowercase()),
@@ -148,13 +157,14 @@ pub fn check_rules(password: &str, length_min: usize, names: &[&str]) -> Result<
     if kinds < if length >= 13 { 2 } else { 3 } {
         return weak("英字の大文字・小文字、数字、記号のうち3種類以上を混ぜてください。");
     }
-    let lower = password.to_lowercase();
+    let lower = whole.to_lowercase();
     if names.iter().any(|name| {
         let name = normal(name).to_lowercase().replace(char::is_whitespace, "");
         name.chars().count() >= 2 && lower.contains(&name)
     }) {
         return weak("氏名、利用者ID、事業所名を含むパスワードは使えません。");
     }
+    let lower = password.to_lowercase();
     // As guessers do: p@ssw0rd is password.
     let letters: String = lower
         .chars()
@@ -241,6 +251,9 @@ const COMMON: &[&str] = &[
 mod tests {
     use super::*;
 
+    /// 2026-11-26.
+    const NOW: i64 = 1_795_662_000_000;
+
     #[test]
     fn rules_refuse_what_is_guessed_first() {
         let names = ["佐藤花子", "p104217", "Aoba"];
@@ -255,13 +268,21 @@ mod tests {
             "Kango2026!",
             "P@ssw0rd",
             "Qw3rty-99",
+            // Too little, too plain or too common beside a date.
+            "Ume-19400501",
+            "Ume-1940/5/1",
+            "Ume-S15.5.1-",
+            "昭和15年5月1日Ume",
+            "umehana-19400501",
+            "19400501Password!",
         ] {
-            let refused = check_rules(bad, 8, &names).is_err();
+            let refused = check_rules(bad, 8, &names, NOW).is_err();
             // "aA1!aA1!" has four distinct lower-cased characters at most.
             assert!(refused, "{bad} was taken");
         }
-        for good in ["Ume-hana-37", "correct horse battery", "桜もちを食べたい-2026"] {
-            assert!(check_rules(good, 8, &names).is_ok(), "{good} was refused");
+        for good in ["Ume-hana-37", "correct horse battery", "桜もちを食べたい-2026", "Ume-hana-19400501"]
+        {
+            assert!(check_rules(good, 8, &names, NOW).is_ok(), "{good} was refused");
         }
     }
 }

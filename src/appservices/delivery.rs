@@ -235,6 +235,13 @@ async fn freeze(server: &Arc<Server>, appservice: &Arc<Appservice>) -> Result<bo
     let mut body = String::from("{\"events\":");
     render::write_list(&mut body, &picked, |out, event| render::write_event(out, event, None, now, true));
     body.push('}');
+    let mut shown: HashMap<OwnedRoomId, i64> = HashMap::new();
+    for event in &picked {
+        let newest = shown.entry(event.room_id.clone()).or_default();
+        *newest = event.position.max(*newest);
+    }
+    let shown: Vec<(OwnedRoomId, i64)> = shown.into_iter().collect();
+    crate::reading::sent(server, &appservice.id, &shown).await?;
     let id = appservice.id.clone();
     let txn_id = format!("{}-{upto}", server.epoch);
     server

@@ -90,7 +90,7 @@ async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
     for row in rows {
         let entry: Entry = serde_json::from_str(&row.entry)?;
         let who = if entry.name.is_empty() {
-            entry.actor.clone()
+            one_line(&entry.actor)
         } else {
             format!("{} ({})", one_line(&entry.name), entry.actor)
         };
@@ -120,7 +120,7 @@ async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
             "{} {} ({}) 端末{} {} {}回",
             written_time(mark.last_at),
             one_line(&name),
-            mark.user_id,
+            one_line(&mark.user_id),
             if mark.terminal == 0 { "-".to_owned() } else { mark.terminal.to_string() },
             if mark.action == "room.delivered" { "配信" } else { "開封" },
             mark.looks,

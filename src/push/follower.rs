@@ -17,7 +17,7 @@ use ruma::{OwnedUserId, RoomId, UserId, events::StateEventType};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Chosen, Place, Pusher, SCOPE, Scope, Setting, concerns, counts, rules};
+use super::{Chosen, Place, Pusher, SCOPE, Scope, Setting, concerns, counts, importance, rules};
 use crate::{
     audit,
     error::{Code, Error, Result},
@@ -319,7 +319,10 @@ fn device(view: &RoomView, pusher: &Pusher, setting: &Setting, scope: Scope) -> 
 
 /// The notification: who and where, never `content`. Its count is the room's, at least one: all rooms' would have to
 /// be read into memory for a number that no mail shows.
-fn notification(view: &RoomView, event: &Event, scope: Scope, unread: u64, device: Value) -> Value {
+fn notification(view: &RoomView, event: &Event, scope: Scope, unread: u64, mut device: Value) -> Value {
+    if let Some(importance) = importance::of(event) {
+        device["data"]["jp.heya.importance"] = importance.into();
+    }
     let name = view
         .state
         .content_str(&StateEventType::RoomMember, event.sender.as_str(), "displayname")

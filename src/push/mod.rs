@@ -4,6 +4,7 @@
 pub mod counts;
 pub mod follower;
 pub mod gateways;
+pub mod importance;
 pub mod rules;
 
 use std::collections::{BTreeSet, HashMap};

@@ -1,6 +1,6 @@
-//! Deleting a room that is not the city's: of two people, or made by users. Ordered by an administrator, carried out in
-//! many units, so that nobody waits behind it, and gone on with after a restart. Rooms of the city close, are archived and
-//! kept instead (DESIGN 15; `life`).
+//! Deleting a room that is not the city's: of two people who are still in it, or made by users. Ordered by an administrator,
+//! carried out in many units, so that nobody waits behind it, and gone on with after a restart. Rooms of the city close, are
+//! archived and kept instead (DESIGN 15; `life`).
 
 use std::sync::Arc;
 

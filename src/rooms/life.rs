@@ -17,7 +17,7 @@ use super::{
     batch::Batch,
     city::{self, city_room, set_status},
     committer::Hint,
-    member,
+    direct, member,
     pdu::Event,
     redaction::{self, Redaction},
 };
@@ -123,6 +123,7 @@ pub async fn break_glass(
     if matches!(status.as_str(), "purging" | "purged") {
         return Err(wrong_state(&status, "This room has been purged."));
     }
+    direct::refuse_direct(batch, room_id).await?;
     if glass.reason.trim().is_empty() {
         return Err(refuse(Code::MissingParam, "Emergency access needs a reason (理由を書いてください)."));
     }
@@ -175,6 +176,7 @@ pub async fn redact_by_order(
     target: &EventId,
 ) -> Result<OwnedEventId> {
     city_room(batch, room_id).await?;
+    direct::refuse_direct(batch, room_id).await?;
     let event = batch
         .event(target)
         .await?
@@ -323,27 +325,48 @@ pub async fn forget(server: &Arc<Server>, what: &Forget) -> Result<usize> {
                 continue;
             }
             let (id, city) = (room_id.clone(), server.city_user.clone());
-            server
+            // No upload may come to share a blob between its last row and its file's end.
+            let alone = server.blobs.alone().await;
+            let blobs = server
                 .commit(Hint { rooms: vec![id.clone()], txn: None }, move |batch| {
                     Box::pin(async move {
+                        let mut blobs = Vec::new();
                         for event in &found {
                             // An edit among them may have gone with what it edits.
                             let present = batch.event(&event.event_id).await?;
                             if let Some(event) = present.filter(|event| event.redacted_by.is_none()) {
                                 empty(batch, &city, &id, &event, false).await?;
+                                blobs.extend(drop_media(batch, &event.event_id).await?);
                             }
                         }
                         record(batch, "server", "room.forget", &id, "", &format!("{} posts", found.len()));
-                        Ok::<_, Error>(())
+                        Ok::<_, Error>(blobs)
                     })
                 })
                 .await?;
+            for sha256 in &blobs {
+                server.blobs.remove(&alone, sha256).await?;
+            }
         }
     }
     if total > 0 {
         server.db.settle().await;
     }
     Ok(total)
+}
+
+/// Deletes what only this post showed, at once: a scanned consent, and its file's name. The blobs whose files may go when
+/// this is committed.
+async fn drop_media(batch: &mut Batch, event_id: &EventId) -> Result<Vec<String>> {
+    let conn = batch.sql().await?;
+    let mut blobs = Vec::new();
+    for media_id in store::media::of_event(conn, event_id.as_str()).await? {
+        store::media::unlink(conn, &media_id, event_id.as_str()).await?;
+        if store::media::links(conn, &media_id).await?.is_empty() {
+            blobs.extend(store::media::delete(conn, &media_id).await?);
+        }
+    }
+    Ok(blobs)
 }
 
 /// In the city bot's notices: the event that they follow from.
@@ -514,6 +537,7 @@ pub fn kind_name(kind: &str) -> &'static str {
         "liaison" => "連絡部屋",
         "announcement" => "市からのお知らせの部屋",
         "control" => "市の管理室",
+        "direct" => "二人の部屋",
         _ => "部屋",
     }
 }

@@ -7,6 +7,7 @@ pub mod city;
 pub mod committer;
 pub mod create;
 pub mod delete;
+pub mod direct;
 pub mod effects;
 pub mod history;
 pub mod ignored;

@@ -137,6 +137,20 @@ pub async fn links(conn: &mut Conn, media_id: &str) -> Result<Vec<(String, Strin
     all!(conn, (String, String), "SELECT room_id, event_id FROM media_links WHERE media_id = $1", media_id)
 }
 
+/// The media that an event shows.
+pub async fn of_event(conn: &mut Conn, event_id: &str) -> Result<Vec<String>> {
+    Ok(all!(conn, (String,), "SELECT media_id FROM media_links WHERE event_id = $1", event_id)?
+        .into_iter()
+        .map(|(id,)| id)
+        .collect())
+}
+
+/// Takes the link of a medium to an event away.
+pub async fn unlink(conn: &mut Conn, media_id: &str, event_id: &str) -> Result<()> {
+    run!(conn, "DELETE FROM media_links WHERE media_id = $1 AND event_id = $2", media_id, event_id)?;
+    Ok(())
+}
+
 /// Links media to events.
 pub(crate) fn write_links(script: &mut Script, links: &[(String, String, String)]) {
     queue_many!(

@@ -128,6 +128,21 @@ pub async fn liaison_room(conn: &mut Conn, facility: i64) -> Result<Option<Owned
     .transpose()
 }
 
+/// The open rooms of two people in which nobody but the city is joined.
+pub async fn direct_rooms_left(conn: &mut Conn, city: &str) -> Result<Vec<OwnedRoomId>> {
+    all!(
+        conn,
+        (String,),
+        "SELECT r.room_id FROM rooms r WHERE r.kind = 'direct' AND r.status = 'open' AND NOT EXISTS \
+         (SELECT 1 FROM memberships m WHERE m.room_id = r.room_id AND m.membership = 'join' AND m.user_id <> $1) \
+         ORDER BY r.room_id",
+        city
+    )?
+    .into_iter()
+    .map(|(id,)| id.try_into().map_err(Into::into))
+    .collect()
+}
+
 /// Writes the rows of rooms, new or known, in as few statements as may be.
 pub fn write_rows(script: &mut Script, rows: &[&RoomRow]) -> Result<()> {
     let heads = rows.iter().map(|row| serde_json::to_string(&row.head)).collect::<Result<Vec<_>, _>>()?;

@@ -451,6 +451,43 @@ def test_a_city_gives_no_person_away(fresh, folder, appservice):
     client.close()
 
 
+def test_what_an_appservice_reads_is_in_the_audit_log(fresh, folder, appservice, database):
+    """DESIGN 19: who looked, bridges too: what is sent to one, and what it reads as itself or as one of its users."""
+    service = appservice()
+    server = serve(fresh, folder, service, database=database, profile="city")
+    person, guest = server.person(), user(service, server, "bridge_1")
+    room, other = server.room(person), server.room(person)
+    server.act(f"rooms/{quote(room)}/members", {"case": "bridge", "add": [guest]})
+    assert act(service, server, guest, "POST", f"{C}/rooms/{quote(room)}/join", {}).status == 200
+
+    def listing(of: str) -> tuple[list[str], list[str]]:
+        """The lines of an appservice, and its marks."""
+        number = server.look(f"rooms/{quote(of)}")["room_number"]
+        done = subprocess.run(server.command("audit", "list", "--room", str(number)), capture_output=True, text=True, timeout=60,
+                              cwd=server.folder, check=True)
+        entries, _, marks = done.stdout.partition("閲覧のまとめ")
+        return [line for line in entries.splitlines() if "appservice:" in line], [line for line in marks.splitlines() if "appservice:" in line]
+
+    event = person.client.say(room, "x")
+    person.client.say(other, "x")
+    wait_for(lambda: event in [one["event_id"] for one in service.events()], what="the event")
+    lines, _ = listing(room)
+    assert len(lines) == 1 and re.search(r"appservice:bridge room\.delivered ok 端末- 証明書- - +transaction up to \d+", lines[0]), lines
+    path = f"{C}/rooms/{quote(room)}"
+    for read in (f"{path}/messages?dir=b", f"{path}/event/{quote(event)}", f"{path}/state", f"{path}/members", f"{path}/joined_members"):
+        assert act(service, server, guest, "GET", *read.split("?")[:1], **({"dir": "b"} if "?" in read else {})).status == 200, read
+    again = person.client.say(room, "y")
+    wait_for(lambda: again in [one["event_id"] for one in service.events()], what="the next event")
+    lines, _ = listing(room)
+    assert len(lines) == 2, "the first look of an hour, each kind"
+    assert re.search(rf"appservice:bridge room\.opened ok 端末- 証明書- 127\.0\.0\.1 {re.escape(guest)} history up to \d+", lines[1]), lines
+    server.restart()  # marks are written every minute, and at the end
+    _, marks = listing(room)
+    counts = {re.search(r"端末- (\S+) (\d+)回", mark).groups() for mark in marks}
+    assert ("開封", "5") in counts and {kind for kind, _ in counts} == {"配信", "開封"}, marks
+    assert listing(other) == ([], []), "nothing of rooms that it is not in; the city's own bot is the city"
+
+
 # Registration files
 
 

@@ -595,6 +595,7 @@ def test_the_initial_password_must_be_replaced_there(city, ann):
 BAD_PASSWORDS = [
     "Ab1-xyz", "alllowercase", "ALLUPPER12", "12345678", "19400101", "Password1!", "P@ssw0rd", "Qwerty123!",
     "1qaz2WSX", "aaaaAAAA1111", "Aa1!Aa1!", "xx-{login_id}-Xx1", "Xx1-{name}-xx", "Xx1-{facility}-xx",
+    "Ume-19400501", "Ume-1940/05/01", "ume-S150501!", "Ume-昭和15年5月1日",
 ]
 
 
@@ -607,6 +608,8 @@ def test_weak_passwords_are_refused_at_enrolment(city, weak_session, bad):
     assert answer.status_code == 400, f"{password!r} was taken"
     assert 'id="error"' in one.page and password not in one.page
     assert all(line in one.page for line in CONTACT_LINES)
+    if bad.startswith(("Ume-", "ume-")):
+        assert "日付のほかに8文字以上" in one.page, "what is wrong with a date of birth"
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from harness import LIBFAKETIME, PG_BIN, Answer, Client, Person, Postgres, Serve
 from test_rooms import FORBIDDEN, NOT_FOUND, PNG, R, READS, World, media_path, upload
 
 STATE = (409, "JP_HEYA_ROOM_STATE")
-NO_RETENTION = {"retention": {"subject_years": 0, "association_years": 0}}
+NO_RETENTION = {"retention": {"subject_years": 0, "association_years": 0, "direct_years": 0}}
 # No test writes these two characters anywhere else: where they are found, the room's index or text has stayed.
 RARE = "齟齬"
 _case = itertools.count(1)
@@ -1322,6 +1322,107 @@ def test_five_years_later(database: str, fresh):
     assert name not in dump(server)
 
 
+# Rooms of two people ------------------------------------------------------------------------------------------------
+
+
+def of_two(a: Person, b: Person) -> str:
+    """A direct room with both in it."""
+    room = a.client.ok("POST", "/_matrix/client/v3/createRoom", {"is_direct": True, "invite": [b.user_id]})["room_id"]
+    b.client.ok("POST", f"/_matrix/client/v3/join/{quote(room)}", {})
+    return room
+
+
+def left(room: str, *people: Person) -> None:
+    for person in people:
+        person.client.ok("POST", f"{R}{quote(room)}/leave", {})
+
+
+def archived_by_itself(server: Server, room: str) -> dict | None:
+    """The row of a room that the server has archived; each start looks, and each minute."""
+    return next((row for row in server.look("rooms?status=archived")["rooms"] if row["room_id"] == room), None)
+
+
+def test_a_room_of_two_ends_when_nobody_is_left(database: str, fresh):
+    """C28: while somebody is in it, never by itself; then it goes the way of the city's rooms."""
+    server = fresh(database)
+    facility = server.facility()
+    a, b, c = (server.person(facility) for _ in range(3))
+    server.room(a, b, c)
+    room, kept, ended = of_two(a, b), of_two(a, c), of_two(b, c)
+    secret = f"相談{secrets.token_hex(5)}"
+    event = a.client.say(room, secret)
+    mxc, content = picture(b, room)
+    a.client.ok("PUT", f"{R}{quote(room)}/state/m.room.name", {"name": secret})
+    waiting = a.client.ok("POST", "/_matrix/client/v3/createRoom", {"is_direct": True, "invite": [c.user_id]})["room_id"]
+    left(room, a)
+    left(kept, c)
+    left(ended, b)
+    left(waiting, a)
+    server.restart()
+    wait_for(lambda: archived_by_itself(server, waiting), 20, 0.2, "the room that nobody came into")
+    assert waiting not in c.client.sync()["rooms"].get("invite", {}), "nobody is invited into it any more"
+    for still in (room, kept, ended):
+        assert archived_by_itself(server, still) is None, "somebody is there"
+    b.client.say(room, "まだいます")
+    assert life(server, room, "hold", reason="x").status == 404, "no room of the city yet"
+    before = int(time.time() * 1000) - 5_000
+    left(room, b)
+    server.act(f"accounts/{quote(c.user_id)}/end", {"reason": "退職"})
+    server.restart()
+    row = wait_for(lambda: archived_by_itself(server, room), 20, 0.2, "the room that both have left")
+    wait_for(lambda: archived_by_itself(server, ended), 20, 0.2, "the room of somebody who has left and an ended account")
+    assert archived_by_itself(server, kept) is None
+    assert row["kind"] == "direct" and row["members"] == 0 and secret not in json.dumps(row, ensure_ascii=False)
+    assert row["name"] == f"二人の部屋（{'、'.join(sorted([a.login_id, b.login_id]))}）"
+    assert before < row["closed_at"] < time.time() * 1000, "counted from when the last one left"
+    assert abs(row["purge_from"] - row["closed_at"] - 5 * 31_557_600_000) < 1
+    log = audit(server, room)
+    assert re.search(rf"server room\.archive ok .*{a.login_id}", log) and secret not in log
+    # Nobody comes back; what the city does as a member of its rooms it cannot do here.
+    for person in (a, b):
+        assert person.client.post(f"/_matrix/client/v3/join/{quote(room)}", {}).status == 403
+        assert person.client.get(f"{R}{quote(room)}/event/{quote(event)}").status in (403, 404)
+    staff = server.first_staff()
+    assert life(server, room, "break-glass", acting=staff, reason="確認").told == STATE
+    assert life(server, room, "redact", event_id=event, reason="x").told == STATE
+    assert server.act(f"rooms/{quote(room)}/reopen", {"case": "x1", "notice": "x"}, expect=None).told == STATE
+    # What is left: hold, export, and the end when the time has come.
+    lived(server, room, "hold", reason="訴訟のため")
+    assert life(server, room, "purge").told == (409, "JP_HEYA_HELD")
+    lived(server, room, "release")
+    assert life(server, room, "purge").told == (409, "JP_HEYA_RETAINED")
+    export = lived(server, room, "export")
+    folder = whole(server, export)
+    assert secret in (folder / "index.html").read_text() and hashlib.sha256(content).hexdigest() in export["files"].values()
+
+
+def test_a_room_of_two_is_purged_as_others_are(forgetful: Server):
+    server = forgetful
+    a, b, c = server.crew
+    server.room(a, b, c)
+    secret = f"二人{secrets.token_hex(5)}"
+    room, other = of_two(a, b), of_two(a, c)
+    a.client.say(room, secret)
+    mxc, content = picture(b, room, filename=f"{secret}.png")
+    a.client.say(other, "別の部屋")
+    left(room, a, b)
+    server.restart()
+    row = wait_for(lambda: archived_by_itself(server, room), 20, 0.2, "its end")
+    staff = server.first_staff()
+    number = str(row["room_number"])
+    wait_for(lambda: any(re.search(rf"部屋番号：.*\b{number}\b", event["content"].get("body", ""))
+                         for event in staff.client.messages(server.look("control")["control_room"])), 20, 0.2,
+             "the word that its retention has run out")
+    done = lived(server, room, "purge")
+    assert done["events"] > 5 and done["media"] == 1
+    page = (server.data / done["certificate"]).read_text()
+    assert "二人の部屋" in page and secret not in page
+    assert secret not in dump(server)
+    assert events_of(server, room) == 0 and server.look(f"rooms/{quote(room)}")["status"] == "purged"
+    assert not [path for path in (server.data / "media").rglob("*") if path.is_file() and path.read_bytes() == content]
+    assert c.client.put(f"{R}{quote(other)}/send/m.room.message/still", {"msgtype": "m.text", "body": "続く"}).status == 200
+
+
 # 7. Redaction by order -----------------------------------------------------------------------------------------------
 
 
@@ -1570,6 +1671,32 @@ def test_nobody_is_mailed_about_somebody_they_ignore(desk: Desk):
     wait_for(lambda: "quiet" in told(), 20, 0.1, "the mail about whom they ignore no more")
 
 
+def test_an_urgent_post_says_so_in_its_mail(desk: Desk):
+    """H17, 重要度: what a post begins with; its text is in no mail, and a correction does not ring again."""
+    server, (a, b) = desk.server, desk.people
+    room, _ = subject_room(server, a, b)
+    address = desk.mailbox(b)
+    scope(server, b, "all")
+
+    def subject_of_next(text: str, **more) -> str:
+        mails = [mail for mail in list(server.post.mails) if address in mail.to]
+        a.client.say(room, text, **more)
+        new = wait_for(lambda: [mail for mail in list(server.post.mails) if address in mail.to][len(mails):], 20, 0.1, text)
+        return new[0]["Subject"]
+
+    service = re.sub("着信のお知らせ$", "", subject_of_next("ふつうの投稿です"))
+    assert service.startswith("【") and "至急" not in service and "重要" not in service
+    assert subject_of_next("【至急】酸素が足りません") == f"【至急】{service}着信のお知らせ"
+    assert subject_of_next("[重要] 来週の予定") == f"【重要】{service}着信のお知らせ"
+    event = a.client.say(room, "まちがい")
+    time.sleep(3)  # the digest of one second: its mail is out
+    a.client.say(room, "* 【至急】訂正です", **{
+        "m.new_content": {"msgtype": "m.text", "body": "【至急】訂正です"}, "m.relates_to": {"rel_type": "m.replace", "event_id": event}})
+    assert subject_of_next("そのあとの投稿") == f"{service}着信のお知らせ"
+    everything = "".join(mail.as_string() + mail.get_content() for mail in server.post.mails)
+    assert "酸素" not in everything and "来週の予定" not in everything
+
+
 # 9. The bot's words --------------------------------------------------------------------------------------------------
 
 
@@ -1630,6 +1757,25 @@ def test_a_rooms_life_in_words(desk: Desk):
     actions = audit(server, room)
     for action in ("room.close", "room.break_glass", "room.archive", "room.export", "room.hold", "room.hold.end", "room.purge"):
         assert re.search(re.escape(desk.staff.user_id) + r".*" + re.escape(action) + r"\b", actions), action
+
+
+def test_a_room_of_twos_end_in_words(desk: Desk):
+    server, (a, b) = desk.server, desk.people
+    server.room(a, b)
+    room = of_two(a, b)
+    a.client.say(room, "ふたりだけの話")
+    left(room, b, a)
+    server.restart()
+    n = wait_for(lambda: archived_by_itself(server, room), 20, 0.2, "its end")["room_number"]
+    listed = desk.say("一覧 保管", "保管した部屋")
+    ids = "、".join(sorted([a.login_id, b.login_id]))
+    assert re.search(rf"・{n}　二人の部屋（{ids}）", listed), listed
+    desk.say(f"法的保全 {n} 調査のため", "完了")
+    desk.say(f"保全解除 {n} 終わったため", "完了")
+    assert "exports/" in desk.say(f"書き出し {n}", "exports/")
+    desk.say(f"緊急閲覧 {n} 確認のため", "部屋の今の状態ではできません")
+    assert f"certificates/{n:04}.html" in desk.approved(f"消去 {n}", "完了")
+    assert events_of(server, room) == 0
 
 
 def test_words_that_do_not_fit(desk: Desk):
@@ -1732,6 +1878,16 @@ def by_word(desk: Desk):
     server, (a, _) = desk.server, desk.people
     name = f"秘匿{secrets.token_hex(5)}"
     desk.say(CONSENT.format(name=name, who="窓口の看護師"), "同意")
+    form = b"%PDF-1.4 " + secrets.token_bytes(24)
+    sent = desk.staff.client.post(f"/_matrix/media/v3/upload?filename={quote(f'{name}.pdf')}", body=form,
+                                  headers={"Content-Type": "application/pdf"})
+    mxc = sent.json["content_uri"]
+    reported = next(event["event_id"] for event in desk.staff.client.messages(desk.control) if name in event["content"].get("body", "")
+                    and event["sender"] == desk.staff.user_id)
+    before = {event["event_id"] for event in desk.staff.client.messages(desk.control)}
+    desk.staff.client.say(desk.control, f"{name}.pdf", msgtype="m.file", url=mxc, filename=f"{name}.pdf",
+                          **{"m.relates_to": {"m.in_reply_to": {"event_id": reported}}})
+    assert name in desk.answer("同意書：添付あり", before, desk.staff, desk.control, "the scan")
     known = {row["room_id"] for row in server.look("rooms")["rooms"]}
     desk.say(OPENING.format(name=name, member=a.login_id), "完了")
     room = next(row["room_id"] for row in server.look("rooms")["rooms"] if row["room_id"] not in known)
@@ -1748,6 +1904,7 @@ def by_word(desk: Desk):
     case = re.search(r"案件 (\d+)", desk.say(f"消去 {n}", "承認"))[1]
     desk.say(f"承認 {case}", "完了")
     assert status(server, room) == "purged"
+    desk.scan = (mxc, form)
     return server, desk, name, text
 
 
@@ -1766,3 +1923,12 @@ def test_the_server_forgets_the_purged_too(by_word):
     server, desk, name, text = by_word
     left = [line[:400] for line in dump(server).splitlines() if name in line or text in line]
     assert not left, "\n".join(left)
+
+
+def test_the_scan_of_the_consent_goes_too(by_word):
+    """H15: form 4 as the control room has it goes with its subject, at once and with its file."""
+    server, desk, _, _ = by_word
+    mxc, form = desk.scan
+    assert desk.staff.client.get(media_path(mxc)).status == 404
+    assert server.count(f"SELECT count(*) FROM media WHERE media_id = '{mxc.rsplit('/', 1)[1]}'") == 0
+    assert not [path for path in (server.data / "media").rglob("*") if path.is_file() and path.read_bytes() == form]

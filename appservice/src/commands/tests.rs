@@ -4,6 +4,24 @@ use time::macros::date;
 
 use super::*;
 
+#[test]
+fn files_that_are_consent_forms() {
+    for (words, said) in [
+        ("同意書 12", Some(Some(12))),
+        ("同意書_12.pdf", Some(Some(12))),
+        ("同意書（案件１２）.jpg\nIMG_0001.jpg", Some(Some(12))),
+        ("案件12の同意書.pdf", Some(Some(12))),
+        ("Consent form 7.pdf", Some(Some(7))),
+        ("同意書.pdf", Some(None)),
+        ("同意書_20261120.pdf", Some(None)),
+        ("IMG_0012.jpg", None),
+        ("案件 12.pdf", None),
+        ("", None),
+    ] {
+        assert_eq!(consent_scan(words), said, "{words}");
+    }
+}
+
 fn read(text: &str) -> Option<Result<Command, Problem>> {
     parse(text, date!(2026 - 11 - 23))
 }

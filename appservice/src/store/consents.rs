@@ -140,6 +140,7 @@ pub(crate) async fn events_to_forget(
                     .fetch_all(&mut *db)
                     .await?;
             events.extend(reports);
+            events.extend(super::scans::scan_events(db, &key).await?);
         }
         for number in numbers {
             events.extend(super::case(db, number).await?.map(|case| case.event_id));
@@ -219,6 +220,7 @@ pub(crate) async fn forget_subject(
     if has_another {
         return Ok(());
     }
+    super::scans::forget_scans(db, &key).await?;
     sqlx::query("DELETE FROM consents WHERE subject_key = $1").bind(&key).execute(&mut *db).await?;
     for number in withdrawals(db, &key).await? {
         let nameless = Action::Withdrawal { name: GONE.to_owned(), birth_date: "0000-00-00".to_owned() };

@@ -9,7 +9,7 @@ use crate::execute::CONSENT_WITHDRAWN;
 use crate::forms::Consent;
 use crate::lookup::{AccountRow, FacilityRow, RoomRow, RoomStatus, TerminalRow};
 use crate::outbox::Task;
-use crate::store::Report;
+use crate::store::{Report, Reported};
 
 impl Texts {
     /// A case as the city sees it: what approval would do, or what must be settled first.
@@ -359,25 +359,30 @@ impl Texts {
         )
     }
 
-    pub(crate) fn open_cases(&self, cases: &[Case]) -> String {
+    pub(crate) fn open_cases(&self, cases: &[(Case, Option<i64>)]) -> String {
         if cases.is_empty() {
             return self.pick("未完了の案件はありません。", "No case is open.");
         }
         let lines: Vec<String> = cases
             .iter()
-            .map(|case| {
+            .map(|(case, scans)| {
                 let what = self.summary(&case.action);
                 let first = what.lines().next().unwrap_or_default().to_owned();
-                format!("・{} {} {first}", case.number, self.state(case.state))
+                let scans = scans.map(|count| format!("（{}）", self.scans(count))).unwrap_or_default();
+                format!("・{} {} {first}{scans}", case.number, self.state(case.state))
             })
             .collect();
         lines.join("\n")
     }
 
-    pub(crate) fn case_in_full(&self, case: &Case) -> String {
+    pub(crate) fn case_in_full(&self, case: &Case, scans: Option<i64>) -> String {
         let (number, state, who) = (case.number, self.state(case.state), &case.requester);
         let filed = stamp(case.filed_at);
-        let what = self.summary(&case.action);
+        let mut what = self.summary(&case.action);
+        if let Some(count) = scans {
+            what.push('\n');
+            what.push_str(&self.scans(count));
+        }
         let decided = match (&case.decided_by, case.decided_at) {
             (Some(by), Some(at)) => {
                 let at = stamp(at);
@@ -392,6 +397,48 @@ impl Texts {
         self.pick(
             format!("案件 {number}：{state}\n依頼：{who}（{filed}）\n{what}{decided}{reason}"),
             format!("Case {number}: {state}\nAsked by {who} ({filed})\n{what}{decided}{reason}"),
+        )
+    }
+
+    /// Whether the consent form's scan is there.
+    pub(crate) fn scans(&self, count: i64) -> String {
+        match count {
+            0 => self.pick("同意書：添付なし", "Consent form: no scan"),
+            1 => self.pick("同意書：添付あり", "Consent form: scan attached"),
+            _ => self.pick(
+                format!("同意書：添付あり（{count}件）"),
+                format!("Consent form: {count} scans attached"),
+            ),
+        }
+    }
+
+    pub(crate) fn scan_stored(&self, consent: &Reported, count: i64) -> String {
+        let Reported { name, birth_date, .. } = consent;
+        let scans = self.scans(count);
+        self.pick(
+            format!("同意書を記録しました。\n対象者：{name}さん（{birth_date}）\n{scans}\nまちがえたときは、付けた投稿を削除してください。"),
+            format!("The consent form is recorded.\nSubject: {name} ({birth_date})\n{scans}\nIf it is the wrong one, delete the post."),
+        )
+    }
+
+    pub(crate) fn scan_without_consent(&self, number: i64) -> String {
+        self.pick(
+            format!("案件 {number} の対象者の、有効な同意の報告がありません。先に同意の報告を入れてから、もう一度付けてください。"),
+            format!("Case {number} has no report of consent that stands. Report it first, then attach the scan again."),
+        )
+    }
+
+    pub(crate) fn scan_of_what(&self) -> String {
+        self.pick(
+            "どの同意書か分かりません。開設の案件か同意の報告の投稿に返信して付けるか、ファイルの名前か説明に「同意書 案件番号」と書いてください。",
+            "Which consent is it? Attach the file as a reply to the case or to the report of consent, or name it \"consent form\" and the case's number (同意書 12).",
+        )
+    }
+
+    pub(crate) fn too_many_scans(&self) -> String {
+        self.pick(
+            "この同意の報告には、これ以上付けられません。要らない投稿を削除してください。",
+            "This report of consent takes no more scans: delete those that are not needed.",
         )
     }
 

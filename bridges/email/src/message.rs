@@ -92,6 +92,7 @@ impl Writer {
                 values.insert("count", notices.len().to_string());
                 values.insert("rooms", rooms(mail.lang, notices.iter().map(|notice| notice.room_number)));
                 values.insert("items", self.items(mail.lang, &notices));
+                values.insert("mark", mark(mail.lang, &notices).to_owned());
                 if notices.iter().all(|notice| notice.scope() == Scope::Opening) {
                     Name::RoomOpened
                 } else if notices.iter().all(|notice| notice.scope() == Scope::Invite) {
@@ -163,6 +164,18 @@ impl Writer {
             });
         }
         items
+    }
+}
+
+/// What a subject says of the most important post in the mail.
+fn mark(lang: Lang, notices: &[&NoticeRow]) -> &'static str {
+    let any = |importance| notices.iter().any(|notice| notice.importance() == importance);
+    match (lang, any(Importance::Urgent), any(Importance::Important)) {
+        (Lang::Ja, true, _) => "【至急】",
+        (Lang::Ja, false, true) => "【重要】",
+        (Lang::En, true, _) => "[urgent] ",
+        (Lang::En, false, true) => "[important] ",
+        (_, false, false) => "",
     }
 }
 

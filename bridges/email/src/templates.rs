@@ -102,7 +102,8 @@ impl Name {
 
     fn body_placeholders(self) -> &'static [&'static str] {
         match self {
-            Self::Notice | Self::Invite => &["count", "rooms", "items"],
+            Self::Notice => &["count", "rooms", "items", "mark"],
+            Self::Invite => &["count", "rooms", "items"],
             Self::Item => &["room_name", "sender", "addressed", "importance", "room_number"],
             Self::RoomOpened => &["rooms"],
             Self::VerifyAddress | Self::PasswordReset => &["link"],
@@ -113,7 +114,8 @@ impl Name {
     /// Links and IDs stay out of subjects: they show on locked screens.
     fn subject_placeholders(self) -> &'static [&'static str] {
         match self {
-            Self::Notice | Self::Invite => &["count", "rooms"],
+            Self::Notice => &["count", "rooms", "mark"],
+            Self::Invite => &["count", "rooms"],
             Self::RoomOpened => &["rooms"],
             _ => &[],
         }

@@ -160,7 +160,7 @@ async fn set_password(
         };
         let facility = facility.map(|facility| facility.name).unwrap_or_default();
         let names = [account.name.as_str(), user_id.localpart(), facility.as_str()];
-        passwords::check_rules(new_password, server.config.policy.password_length_min, &names)?;
+        passwords::check_rules(new_password, server.config.policy.password_length_min, &names, server.now())?;
         enrol::check_not_used_before(server, user_id.as_str(), new_password).await?;
     }
     let hash = server.passwords.hash(new_password).await?;

@@ -121,7 +121,7 @@ async fn answer(
     };
     let user_id = free_name(&server, &name).await?;
     if !server.config.policy.open_profile {
-        passwords::check_rules(&password, server.config.policy.password_length_min, &[&name])?;
+        passwords::check_rules(&password, server.config.policy.password_length_min, &[&name], server.now())?;
     }
     make(&server, user_id, Some(&password), "open", &request).await
 }

@@ -16,6 +16,7 @@ use crate::{
         batch::Batch,
         city::{self, Opening},
         committer::Hint,
+        direct,
         life::record,
         live::RoomRow,
     },
@@ -296,7 +297,11 @@ async fn liaison_room(batch: &mut Batch, city_user: &UserId, facility: i64) -> R
 async fn view(server: &Arc<Server>, row: &RoomRow, held: bool) -> Result<Value> {
     let room = server.live.room(&server.db, &row.room_id).await?;
     let view = room.current()?;
-    let name = view.state.content_str(&ruma::events::StateEventType::RoomName, "", "name");
+    let name = if row.kind == "direct" {
+        Some(direct::name(&view.state, &server.city_user))
+    } else {
+        view.state.content_str(&ruma::events::StateEventType::RoomName, "", "name")
+    };
     let members = view.state.members("join").filter(|(id, _)| *id != server.city_user).count();
     Ok(json!({
         "room_id": row.room_id, "room_number": row.room_number, "kind": row.kind, "name": name,

@@ -76,6 +76,29 @@ async fn the_handbook_names_room_and_author() {
 }
 
 #[tokio::test]
+async fn the_subject_says_what_is_most_important() {
+    let mut city = City::start().await;
+    for (importances, subject) in [
+        (&["none", "important"][..], "【重要】【Heya】着信のお知らせ"),
+        (&["none"], "【Heya】着信のお知らせ"),
+        (&["important", "urgent"], "【至急】【Heya】着信のお知らせ"),
+    ] {
+        for (n, importance) in importances.iter().enumerate() {
+            let mut notification = posted(&format!("${subject}{n}"));
+            notification["devices"][0]["data"]["jp.heya.importance"] = json!(importance);
+            city.notify(notification).await;
+        }
+        city.advance(30);
+        assert_eq!(city.smtp.next_mail().await.subject(), subject);
+    }
+    let mut english = posted("$english");
+    english["devices"][0]["data"]["jp.heya.importance"] = json!("urgent");
+    english["devices"][0]["data"]["jp.heya.lang"] = json!("en");
+    city.notify(english).await;
+    assert_eq!(city.smtp.next_mail().await.header("Subject"), "[urgent] [Heya] You have new notices");
+}
+
+#[tokio::test]
 async fn reading_cancels_what_was_not_sent() {
     let mut city = City::start().await;
     city.notify(posted("$one")).await;

@@ -21,6 +21,7 @@ use crate::{
         caller::Requester,
         route::{Answer, Routes},
     },
+    reading,
     rooms::{
         access,
         batch::Batch,
@@ -144,6 +145,7 @@ pub fn routes(routes: Routes) -> Routes {
             if !sight.is_member() {
                 return Err(forbidden("You are not a member of this room."));
             }
+            reading::state(&server, &who, &request.room_id).await?;
             let view = room.current()?;
             let mut joined = serde_json::Map::new();
             for (user_id, event) in view.state.members("join") {
@@ -421,6 +423,7 @@ async fn list(server: Arc<Server>, who: Requester, request: members::Request) ->
     if !sight.reads_state() {
         return Err(forbidden("You are not a member of this room."));
     }
+    reading::state(&server, &who, &request.room_id).await?;
     let view = room.current()?;
     let at = request.at.as_deref().map(|at| token::parse_room_token(at, &server.epoch)).transpose()?;
     let upto = at.unwrap_or(i64::MAX).min(sight.upto());

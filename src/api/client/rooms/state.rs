@@ -11,6 +11,7 @@ use crate::{
         caller::{self, Requester},
         route::{Answer, Call, Routes},
     },
+    reading,
     rooms::{history, pdu::Event},
     server::Server,
     sync::render,
@@ -66,6 +67,7 @@ async fn visible_state(
     if !sight.reads_state() {
         return Err(forbidden("You are not a member of this room."));
     }
+    reading::state(server, who, room_id).await?;
     let view = room.current()?;
     history::state_before(server, &view, sight.upto().saturating_add(1)).await
 }
