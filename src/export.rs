@@ -400,8 +400,8 @@ fn line(
             let (asks, poll) = Poll::of(event, &content);
             line.note = "投票";
             line.text = poll.asked();
-            // Nobody edits what somebody else asks.
-            if polls.get(&asks).is_none_or(|known| known.by == poll.by) {
+            // Nobody edits what somebody else asks, or asked before it was taken back.
+            if event.event_id == *asks || polls.get(&asks).is_some_and(|known| known.by == poll.by) {
                 polls.insert(asks, poll);
             }
         }

@@ -45,7 +45,8 @@ fn lets_people_in(state: &RoomState) -> bool {
         .is_some_and(|rule| !matches!(rule.as_str(), "invite" | "private" | "knock"))
 }
 
-/// Archives one; its retention runs from when the last one left. The room's row alone says so: the city is no member and
+/// Archives one; its retention runs from now, a minute after the last one left: the time that their events show may be an
+/// appservice's word. The room's row alone says so: the city is no member and
 /// writes no event there.
 async fn end(batch: &mut Batch, city: &UserId, room_id: &RoomId) -> Result<()> {
     let room = batch.room(room_id).await?;
@@ -53,7 +54,6 @@ async fn end(batch: &mut Batch, city: &UserId, room_id: &RoomId) -> Result<()> {
     if room.row.status != "open" || room.row.kind != "direct" || somebody || lets_people_in(&room.state) {
         return Ok(());
     }
-    let left_at = room.state.members("leave").map(|(_, event)| event.ts).max();
     let waiting: Vec<OwnedUserId> = ["invite", "knock"]
         .iter()
         .flat_map(|membership| room.state.members(membership).map(|(id, _)| id).collect::<Vec<_>>())
@@ -67,7 +67,7 @@ async fn end(batch: &mut Batch, city: &UserId, room_id: &RoomId) -> Result<()> {
     let row = &mut batch.room_mut(room_id).await?.row;
     row.room_number = Some(number);
     row.status = "archived".to_owned();
-    row.closed_at = Some(left_at.unwrap_or(now));
+    row.closed_at = Some(now);
     row.archived_at = Some(now);
     life::record(
         batch,

@@ -291,12 +291,12 @@ pub async fn forget(server: &Arc<Server>, what: &Forget) -> Result<usize> {
         }
         // What was redacted before has left its original with the auditor.
         let originals = store::events::originals(&mut server.db.read().await?, &room_id).await?;
-        let originals: Vec<String> =
-            originals.iter().filter(|event| goes(event)).map(|event| event.event_id.to_string()).collect();
+        let originals: Vec<Arc<Event>> = originals.into_iter().filter(|event| goes(event)).collect();
         if !originals.is_empty() {
             total += originals.len();
             let id = room_id.clone();
-            server
+            let alone = server.blobs.alone().await;
+            let blobs = server
                 .commit(Hint::default(), move |batch| {
                     Box::pin(async move {
                         record(
@@ -307,10 +307,22 @@ pub async fn forget(server: &Arc<Server>, what: &Forget) -> Result<usize> {
                             "",
                             &format!("{} originals", originals.len()),
                         );
-                        store::events::forget_originals(batch.sql().await?, &originals).await
+                        // Their redaction has taken the links away; nothing else says what they showed.
+                        let mut shown = Vec::new();
+                        for event in &originals {
+                            let content: Value = serde_json::from_str(event.content.get())?;
+                            shown.extend(crate::media::links::media_ids(&content, batch.server_name()));
+                        }
+                        let ids: Vec<String> =
+                            originals.iter().map(|event| event.event_id.to_string()).collect();
+                        store::events::forget_originals(batch.sql().await?, &ids).await?;
+                        drop_unlinked(batch, &shown).await
                     })
                 })
                 .await?;
+            for sha256 in &blobs {
+                server.blobs.remove(&alone, sha256).await?;
+            }
         }
         let mut after = 0;
         loop {
@@ -335,8 +347,13 @@ pub async fn forget(server: &Arc<Server>, what: &Forget) -> Result<usize> {
                             // An edit among them may have gone with what it edits.
                             let present = batch.event(&event.event_id).await?;
                             if let Some(event) = present.filter(|event| event.redacted_by.is_none()) {
+                                // The edits go with it, each with a file of its own, perhaps.
+                                let mut posts = redaction::edits_of(batch, &id, &event).await?;
+                                posts.push(Arc::clone(&event));
                                 empty(batch, &city, &id, &event, false).await?;
-                                blobs.extend(drop_media(batch, &event.event_id).await?);
+                                for post in posts {
+                                    blobs.extend(drop_media(batch, &post.event_id).await?);
+                                }
                             }
                         }
                         record(batch, "server", "room.forget", &id, "", &format!("{} posts", found.len()));
@@ -359,11 +376,20 @@ pub async fn forget(server: &Arc<Server>, what: &Forget) -> Result<usize> {
 /// this is committed.
 async fn drop_media(batch: &mut Batch, event_id: &EventId) -> Result<Vec<String>> {
     let conn = batch.sql().await?;
+    let shown = store::media::of_event(conn, event_id.as_str()).await?;
+    for media_id in &shown {
+        store::media::unlink(conn, media_id, event_id.as_str()).await?;
+    }
+    drop_unlinked(batch, &shown).await
+}
+
+/// Deletes those of these media that nothing shows any more.
+async fn drop_unlinked(batch: &mut Batch, media_ids: &[String]) -> Result<Vec<String>> {
+    let conn = batch.sql().await?;
     let mut blobs = Vec::new();
-    for media_id in store::media::of_event(conn, event_id.as_str()).await? {
-        store::media::unlink(conn, &media_id, event_id.as_str()).await?;
-        if store::media::links(conn, &media_id).await?.is_empty() {
-            blobs.extend(store::media::delete(conn, &media_id).await?);
+    for media_id in media_ids {
+        if store::media::links(conn, media_id).await?.is_empty() {
+            blobs.extend(store::media::delete(conn, media_id).await?);
         }
     }
     Ok(blobs)

@@ -76,7 +76,11 @@ async fn one(
 
 /// The edits of an event that were not redacted: by its own sender, for others' are none (client-server API, "Event
 /// replacements").
-async fn edits_of(batch: &mut Batch, room_id: &RoomId, event: &Arc<Event>) -> Result<Vec<Arc<Event>>> {
+pub(super) async fn edits_of(
+    batch: &mut Batch,
+    room_id: &RoomId,
+    event: &Arc<Event>,
+) -> Result<Vec<Arc<Event>>> {
     if event.is_state() {
         return Ok(Vec::new());
     }

@@ -485,6 +485,14 @@ def test_what_an_appservice_reads_is_in_the_audit_log(fresh, folder, appservice,
     _, marks = listing(room)
     counts = {re.search(r"端末- (\S+) (\d+)回", mark).groups() for mark in marks}
     assert ("開封", "5") in counts and {kind for kind, _ in counts} == {"配信", "開封"}, marks
+    for look in ("room_summary", "rooms"):
+        # A room's name is the subject's: whoever asks only for that has looked as well.
+        third = server.room(person)
+        server.act(f"rooms/{quote(third)}/members", {"case": f"bridge {look}", "add": [guest]})
+        assert act(service, server, guest, "POST", f"{C}/rooms/{quote(third)}/join", {}).status == 200
+        path = f"/_matrix/client/v1/{look}/{quote(third)}" + ("/hierarchy" if look == "rooms" else "")
+        assert act(service, server, guest, "GET", path).status == 200
+        assert any("room.opened" in line for line in listing(third)[0]), look
     assert listing(other) == ([], []), "nothing of rooms that it is not in; the city's own bot is the city"
 
 

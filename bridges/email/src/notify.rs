@@ -180,11 +180,7 @@ impl Gateway {
             room_number: data.room_number,
             room_name: name(notification.room_name.as_ref()),
             sender: name(notification.sender_display_name.as_ref().or(notification.sender.as_ref())),
-            due_ms: if importance == Importance::Urgent {
-                now_ms
-            } else {
-                self.schedule.digest_due_ms(now_ms)
-            },
+            due_ms: self.schedule.digest_due_ms(now_ms),
         }
     }
 }

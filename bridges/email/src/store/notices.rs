@@ -28,6 +28,8 @@ const OPEN_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// A mail takes at most this many notices; the next one begins a new mail.
 const NOTICES_MAX: i64 = 200;
+/// Urgent posts (至急) of one room make an urgent mail to one account once in this time.
+const URGENT_EVERY_MS: i64 = 5 * 60_000;
 
 impl Store {
     /// Which of these pushers had their address refused for good.
@@ -83,11 +85,28 @@ impl Store {
                 }
             };
             if urgent {
-                // Nothing waits for a digest or the morning any more; a pause after a failed attempt stays.
-                sqlx::query(
-                    "UPDATE mails SET urgent = TRUE, due_ms = CASE WHEN attempts = 0 THEN $1 ELSE due_ms END WHERE id = $2",
+                // One that has just gone out has called them; what follows in that room comes a few minutes later, in one
+                // mail, so that nobody floods people by writing it before everything.
+                let before: Option<i64> = sqlx::query_scalar(
+                    "SELECT MAX(MIN(m.due_ms, m.created_ms + $6)) FROM mails m JOIN notices n ON n.mail = m.id \
+                     WHERE n.pusher = $1 AND m.urgent AND m.id <> $2 AND m.created_ms > $3 \
+                     AND n.importance = $4 AND n.room_number IS $5",
                 )
-                .bind(now_ms)
+                .bind(&notice.pusher)
+                .bind(mail)
+                .bind(now_ms - 2 * URGENT_EVERY_MS)
+                .bind(notice.importance.name())
+                .bind(notice.room_number)
+                .bind(URGENT_EVERY_MS)
+                .fetch_one(&mut *tx)
+                .await?;
+                let due_ms = before.map_or(now_ms, |before| now_ms.max(before + URGENT_EVERY_MS));
+                // It waits for no digest and no morning any more; a pause after a failed attempt stays.
+                sqlx::query(
+                    "UPDATE mails SET urgent = TRUE, due_ms = CASE WHEN attempts = 0 THEN MIN($1, due_ms) ELSE due_ms END \
+                     WHERE id = $2",
+                )
+                .bind(due_ms)
                 .bind(mail)
                 .execute(&mut *tx)
                 .await?;

@@ -91,6 +91,7 @@ async fn the_subject_says_what_is_most_important() {
         city.advance(30);
         assert_eq!(city.smtp.next_mail().await.subject(), subject);
     }
+    city.advance(300);
     let mut english = posted("$english");
     english["devices"][0]["data"]["jp.heya.importance"] = json!("urgent");
     english["devices"][0]["data"]["jp.heya.lang"] = json!("en");
@@ -194,6 +195,36 @@ async fn quiet_hours_end_in_one_mail_and_urgent_ones_do_not_wait() {
     city.notify(posted("$four")).await;
     city.notify(urgent).await;
     assert!(city.smtp.next_mail().await.body().contains("着信が 2 件"));
+}
+
+#[tokio::test]
+async fn urgent_posts_of_a_room_call_once_in_five_minutes() {
+    let time = |hour| Time::from_hms(hour, 0, 0).unwrap();
+    let mut city = City::start_with(|config| config.quiet_hours = Some((time(11), time(23)))).await;
+    let urgent = |event: &str, room: i64| {
+        let mut urgent = posted(event);
+        urgent["devices"] = json!([device("highlight", Some(room))]);
+        urgent["devices"][0]["data"]["jp.heya.importance"] = json!("urgent");
+        urgent
+    };
+    city.notify(urgent("$one", 14)).await;
+    assert!(city.smtp.next_mail().await.body().contains("着信が 1 件"));
+    for n in 0..5 {
+        city.notify(urgent(&format!("$more{n}"), 14)).await;
+    }
+    city.advance(299);
+    city.smtp.assert_silent();
+    city.advance(1);
+    let body = city.smtp.next_mail().await.body();
+    assert!(body.contains("着信が 5 件"), "{body}");
+    city.notify(urgent("$soon", 14)).await;
+    city.advance(299);
+    city.smtp.assert_silent();
+    city.advance(1);
+    assert!(city.smtp.next_mail().await.body().contains("着信が 1 件"));
+    // Another room's is not held up.
+    city.notify(urgent("$other", 9)).await;
+    assert!(city.smtp.next_mail().await.body().contains("部屋番号：9\r\n"));
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use crate::{
         caller::{self, Requester},
         route::{Answer, Call, Routes},
     },
+    reading,
     rooms::{access, live::RoomView},
     server::Server,
 };
@@ -41,6 +42,7 @@ pub fn routes(routes: Routes) -> Routes {
                 Err(alias) => resolve(&server, &who, &alias).await?,
             };
             let seen = access::seen(&server, &who, &room_id).await?.ok_or_else(nothing)?;
+            reading::state(&server, &who, &room_id).await?;
             let mut answer = access::summary(&seen.view);
             answer["membership"] = seen.membership.into();
             Ok(answer.into())
@@ -139,6 +141,7 @@ async fn tree(server: Arc<Server>, who: Requester, request: hierarchy::Request) 
                 next = Some(Place { begin: found, ..place });
                 break;
             }
+            reading::state(&server, &who, &room_id).await?;
             let mut entry = access::summary(&seen.view);
             entry["children_state"] = children.iter().map(|child| child.state.clone()).collect();
             rooms.push(entry);
