@@ -117,8 +117,9 @@ pub async fn write(server: &Arc<Server>, room_id: &RoomId, folder: &str) -> Resu
     written
 }
 
-/// Removes what a crash left half-written. To be called at the start, before anything is exported.
-pub fn remove_parts(server: &Server) -> Result<()> {
+/// Removes what a crash left half-written. An export that was ordered meanwhile is no leftover: it holds the same lock.
+pub async fn remove_parts(server: &Server) -> Result<()> {
+    let _one_at_a_time = server.exports.lock().await;
     for entry in std::fs::read_dir(server.data().join("exports"))? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().ends_with(PART) {

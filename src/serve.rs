@@ -399,7 +399,7 @@ async fn tending(server: Arc<Server>) {
     if let Err(error) = media::remove_orphans(&server).await {
         tracing::warn!(%error, "cannot look for files that belong to no upload");
     }
-    if let Err(error) = crate::export::remove_parts(&server) {
+    if let Err(error) = crate::export::remove_parts(&server).await {
         tracing::warn!(%error, "cannot look for exports that a crash left half-written");
     }
     let mut minutes = 0_u64;
