@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from harness import Enrolment, Postgres, Server, Terminal, binary, quote, unpack
+from harness import Enrolment, Postgres, Server, Terminal, binary, quote, unpack, wait_for
 from test_rooms import PNG, upload
 
 WHOAMI = "/_matrix/client/v3/account/whoami"
@@ -295,9 +295,17 @@ def test_backup_and_restore_as_typed(kind: str, fresh, request):
     exported = city.act(f"rooms/{quote(room)}/export", {"case": "backup"})["folder"]
     (city.data / "exports" / "0099-half.part").mkdir()
     since = person.client.sync()["next_batch"]
-    time.sleep(0.3)  # what follows a message by itself is written
+
+    def at_rest() -> dict | None:
+        """The tables, once what follows a message by itself is written."""
+        if not city.count("SELECT COUNT(*) FROM followers WHERE name = 'search' AND position >= (SELECT MAX(position) FROM events)"):
+            return None
+        tables = all_tables(city)
+        time.sleep(0.3)
+        return tables if all_tables(city) == tables else None
+
     saved = city.folder / "saved"
-    before = all_tables(city)
+    before = wait_for(at_rest, 20, what="the index to follow")
     assert "バックアップを書きました" in of_city(city, "backup", str(saved)).stdout
     assert not (saved / "keys").exists() and not (saved / "sheets").exists() and saved.stat().st_mode & 0o077 == 0
     assert (saved / ("heya.pgdump" if kind == "postgres" else "heya.sqlite")).is_file()
