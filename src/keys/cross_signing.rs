@@ -347,7 +347,7 @@ async fn check_signed(
     Ok(good)
 }
 
-fn canonical(value: &Value) -> Option<CanonicalJsonObject> {
+pub(super) fn canonical(value: &Value) -> Option<CanonicalJsonObject> {
     match ruma::CanonicalJsonValue::try_from(value.clone()) {
         Ok(ruma::CanonicalJsonValue::Object(object)) => Some(object),
         _ => None,
@@ -358,7 +358,8 @@ fn bytes_of(text: &str) -> Option<Vec<u8>> {
     BASE64.decode(text).ok()
 }
 
-fn to_sign(object: &CanonicalJsonObject) -> Option<String> {
+/// What of an object is signed.
+pub(super) fn to_sign(object: &CanonicalJsonObject) -> Option<String> {
     ruma::signatures::to_canonical_json_string_for_signing(object).ok()
 }
 

@@ -6,7 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use ruma::{OwnedUserId, UserId};
 use serde_json::{Map, Value, json};
 
-use super::{counts, counts::Counts, devices_changed, may_reach};
+use super::{
+    counts,
+    counts::Counts,
+    cross_signing::{canonical, to_sign},
+    devices_changed, may_reach,
+};
 use crate::{
     config::Encryption,
     error::{Code, Result, invalid, refuse},
@@ -219,12 +224,41 @@ async fn put_device_keys(batch: &mut Batch, user_id: &UserId, device_id: &str, k
     if before.as_ref() == Some(&text) {
         return Ok(());
     }
-    if before.is_some() {
-        // What was signed is not what stands here now.
-        store::keys::drop_signatures_on(batch.sql().await?, user, device_id).await?;
+    let mut text = text;
+    match before.as_deref().and_then(|before| with_signatures_of(before, keys)) {
+        // The same keys again: whoever signed them has signed these. A client that begins its identity sends them twice beside
+        // each other, and the one without the identity's signature may come last.
+        Some(merged) if before.as_ref() == Some(&merged) => return Ok(()),
+        Some(merged) => text = merged,
+        None if before.is_some() => {
+            // What was signed is not what stands here now.
+            store::keys::drop_signatures_on(batch.sql().await?, user, device_id).await?;
+        }
+        None => {}
     }
     let position = devices_changed(batch, user_id).await?;
     store::keys::put_device_keys(batch.sql().await?, user, device_id, &text, position).await
+}
+
+/// Keys with the signatures that they had before as well; none where they are other keys, or would become too large.
+fn with_signatures_of(before: &str, keys: &Value) -> Option<String> {
+    let before: Value = serde_json::from_str(before).ok()?;
+    let signed = |keys: &Value| canonical(keys).as_ref().and_then(to_sign);
+    if signed(&before)? != signed(keys)? {
+        return None;
+    }
+    let mut merged = keys.clone();
+    let of_users = merged.get_mut("signatures")?.as_object_mut()?;
+    for (user_id, of_user) in before.get("signatures")?.as_object()? {
+        let of =
+            of_users.entry(user_id.clone()).or_insert_with(|| Value::Object(Map::new())).as_object_mut()?;
+        for (name, signature) in of_user.as_object()? {
+            of.entry(name.clone()).or_insert_with(|| signature.clone());
+        }
+    }
+    let fits = merged.get("signatures").is_some_and(is_signatures);
+    let text = merged.to_string();
+    (fits && text.len() <= DEVICE_KEYS_BYTES_MAX).then_some(text)
 }
 
 /// The answer of `/keys/query`: keys of the users whom the asking one may reach. Others are missing, as unknown ones are.

@@ -437,6 +437,34 @@ def test_signatures_are_checked_and_shown_to_whom_they_concern(server, pair):
     assert b.user_id in lists(second.client.sync(own))[0]
 
 
+def test_the_same_keys_sent_again_stay_signed(server, pair):
+    """A client that begins its identity sends its keys twice beside each other, with the identity's signature and without."""
+    a, _ = pair
+    of_a, mine = device(a), Identity(a.user_id)
+    keys = of_a.publish()
+    a.client.ok("POST", UPLOAD, mine.body())
+    signed = mine.self_signing.sign(keys, a.user_id)
+
+    def seen() -> dict:
+        return query(a.client, a.user_id)["device_keys"][a.user_id][of_a.id]["signatures"]
+
+    again = lambda keys: a.client.ok("POST", "/_matrix/client/v3/keys/upload", {"device_keys": keys})  # noqa: E731
+    again(signed)
+    assert seen() == signed["signatures"]
+    since = a.client.sync()["next_batch"]
+    again(keys)
+    assert seen() == signed["signatures"], "what the same keys had before"
+    assert a.client.ok("POST", SIGNATURES, {a.user_id: {of_a.id: signed}}) == {"failures": {}}
+    again(keys), again(signed), again(keys)
+    assert seen() == signed["signatures"], "what was signed"
+    assert a.user_id in lists(a.client.sync(since))[0]
+    # Other keys were signed by nobody.
+    other = keys | {"algorithms": [*keys["algorithms"], "m.other"]}
+    other = of_a.key.sign({name: value for name, value in other.items() if name != "signatures"}, a.user_id, of_a.id)
+    again(other)
+    assert seen() == other["signatures"]
+
+
 def test_wrong_signatures_fail_one_by_one(server, pair):
     a, b = pair
     of_a, of_b, mine, theirs = device(a), device(b), Identity(a.user_id), Identity(b.user_id)
