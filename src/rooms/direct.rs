@@ -46,8 +46,7 @@ fn lets_people_in(state: &RoomState) -> bool {
 }
 
 /// Archives one; its retention runs from now, a minute after the last one left: the time that their events show may be an
-/// appservice's word. The room's row alone says so: the city is no member and
-/// writes no event there.
+/// appservice's word. The room's row alone says so: the city is no member and writes no event there.
 async fn end(batch: &mut Batch, city: &UserId, room_id: &RoomId) -> Result<()> {
     let room = batch.room(room_id).await?;
     let somebody = room.state.members("join").any(|(id, _)| id != city);

@@ -307,11 +307,17 @@ pub async fn forget(server: &Arc<Server>, what: &Forget) -> Result<usize> {
                             "",
                             &format!("{} originals", originals.len()),
                         );
-                        // Their redaction has taken the links away; nothing else says what they showed.
+                        // Their redaction has taken the links away; nothing else says what they showed. Anybody can name a
+                        // file, and what encrypted rooms show has no link: only what the sender uploaded goes.
                         let mut shown = Vec::new();
                         for event in &originals {
                             let content: Value = serde_json::from_str(event.content.get())?;
-                            shown.extend(crate::media::links::media_ids(&content, batch.server_name()));
+                            for id in crate::media::links::media_ids(&content, batch.server_name()) {
+                                let medium = store::media::medium(batch.reading(), &id).await?;
+                                if medium.is_some_and(|medium| medium.user_id == event.sender) {
+                                    shown.push(id);
+                                }
+                            }
                         }
                         let ids: Vec<String> =
                             originals.iter().map(|event| event.event_id.to_string()).collect();

@@ -58,8 +58,9 @@ pub async fn delete_some(conn: &mut Conn, room_id: &RoomId, limit: i64) -> Resul
 /// Hits of a term counted, to know which is the rarest.
 const COUNTED_MAX: i64 = 1_000;
 
-/// Positions in a room (by its number), newest first, of events that have all the terms. The hits of the rarest term are gone through from
-/// the newest on, and the others looked up, until there are enough: words that stand everywhere do not cost all their hits.
+/// Positions in a room (by its number), newest first, of events that have all the terms. The hits of the rarest term are
+/// gone through from the newest on, and the others looked up, until there are enough: words that stand everywhere do not
+/// cost all their hits.
 pub async fn find(conn: &mut Conn, room: i64, terms: &[String], before: i64, limit: i64) -> Result<Vec<i64>> {
     let Some(rarest) = rarest(conn, room, terms, before).await? else { return Ok(Vec::new()) };
     let mut rows: Vec<(i64,)> = Vec::new();

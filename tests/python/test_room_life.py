@@ -724,6 +724,22 @@ def test_an_exported_poll_can_be_read(any_city: Server, folk, prefix: str):
         assert word not in source, word
 
 
+def test_a_vote_says_nothing_of_who_asks_in_anothers_place(any_city: Server, folk):
+    """B puts words of B's into A's poll; C votes; A takes the poll back. The page must not say that C chose B's words."""
+    server, (a, b, c, *_) = any_city, folk
+    room, _ = subject_room(server, a, b, c)
+    start = poll(a, room, STABLE_POLL, "いつにしますか", {"x": "木曜日"}, 1)
+    sent(b, room, f"{STABLE_POLL}.start", {
+        "m.relates_to": {"rel_type": "m.replace", "event_id": start},
+        "m.new_content": {"m.poll": {"question": {"m.text": [{"body": "?"}]}, "answers": [{"m.id": "x", "m.text": [{"body": "偽の言葉"}]}]}}})
+    vote(c, room, STABLE_POLL, start, "x")
+    a.client.ok("PUT", f"{R}{quote(room)}/redact/{quote(start)}/back", {})
+    folder = whole(server, lived(server, room, "export"))
+    articles = [Page(part).text for part in (folder / "index.html").read_text(encoding="utf-8").split("<article>")]
+    votes = [text for text in articles if "投票への回答" in text]
+    assert len(votes) == 1 and c.login_id in votes[0] and "偽の言葉" not in votes[0], votes
+
+
 def test_the_same_export_again(any_city: Server, folk):
     server, (a, b, *_) = any_city, folk
     room, _ = subject_room(server, a, b)
@@ -1886,9 +1902,11 @@ def by_word(desk: Desk):
         scans.append((sent.json["content_uri"], form))
     reported = next(event["event_id"] for event in desk.staff.client.messages(desk.control) if name in event["content"].get("body", "")
                     and event["sender"] == desk.staff.user_id)
+    # Somebody else's file, which no room shows yet, is named as well.
+    others = upload(a, PNG + secrets.token_bytes(16))
     for mxc, _ in scans[:2]:
         before = {event["event_id"] for event in desk.staff.client.messages(desk.control)}
-        scan = desk.staff.client.say(desk.control, f"{name}.pdf", msgtype="m.file", url=mxc, filename=f"{name}.pdf",
+        scan = desk.staff.client.say(desk.control, f"{name}.pdf", msgtype="m.file", url=mxc, filename=f"{name}.pdf", also=others,
                                      **{"m.relates_to": {"m.in_reply_to": {"event_id": reported}}})
         assert name in desk.answer("同意書：添付あり", before, desk.staff, desk.control, "the scan")
         if mxc == scans[0][0]:
@@ -1914,7 +1932,7 @@ def by_word(desk: Desk):
     case = re.search(r"案件 (\d+)", desk.say(f"消去 {n}", "承認"))[1]
     desk.say(f"承認 {case}", "完了")
     assert status(server, room) == "purged"
-    desk.scans = scans
+    desk.scans, desk.others = scans, others
     return server, desk, name, text
 
 
@@ -1943,3 +1961,4 @@ def test_the_scan_of_the_consent_goes_too(by_word):
         assert desk.staff.client.get(media_path(mxc)).status == 404
         assert server.count(f"SELECT count(*) FROM media WHERE media_id = '{mxc.rsplit('/', 1)[1]}'") == 0
         assert not [path for path in (server.data / "media").rglob("*") if path.is_file() and path.read_bytes() == form]
+    assert server.count(f"SELECT count(*) FROM media WHERE media_id = '{desk.others.rsplit('/', 1)[1]}'") == 1, "not theirs"
