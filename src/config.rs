@@ -393,6 +393,10 @@ pub struct City {
     pub bot: bool,
     /// Where the bot listens for the server.
     pub bot_listen: SocketAddr,
+    /// How the city's e-application service (電子申請) calls the columns of its CSV files, and what each means.
+    pub application_columns: BTreeMap<String, String>,
+    /// How it calls its procedures (手続き), and what each means.
+    pub application_procedures: BTreeMap<String, String>,
 }
 
 impl Default for City {
@@ -406,6 +410,8 @@ impl Default for City {
             facility: "〇〇市".to_owned(),
             bot: true,
             bot_listen: SocketAddr::from(([127, 0, 0, 1], 8450)),
+            application_columns: BTreeMap::new(),
+            application_procedures: BTreeMap::new(),
         }
     }
 }

@@ -26,6 +26,8 @@ pub fn city(config: &Config) -> Result<heya_city::Config> {
         city_name: config.city.name.clone(),
         contact: config.city.contact.clone(),
         language: heya_city::Language::default(),
+        application_columns: config.city.application_columns.clone(),
+        application_procedures: config.city.application_procedures.clone(),
     })
 }
 

@@ -334,6 +334,7 @@ pub(crate) struct Case {
     pub revision: i64,
     pub attempts: i64,
     pub room_id: String,
+    /// By which event; of an application in a file, with its receipt number ([`origin_in_file`]).
     pub event_id: String,
     pub requester: String,
     pub by_staff: bool,
@@ -345,7 +346,36 @@ pub(crate) struct Case {
     pub reason: Option<String>,
 }
 
+/// Stands between the event of a file and the receipt number of a row in it: many cases come by one file, and each must
+/// be told from the others. No event id has it (Matrix specification, appendix "Event IDs").
+const IN_FILE: char = '#';
+
+/// Where an application in a file comes from.
+pub(crate) fn origin_in_file(file: &str, receipt: &str) -> String {
+    format!("{file}{IN_FILE}{receipt}")
+}
+
+/// The event of an origin: itself, or the file's.
+pub(crate) fn event_of(origin: &str) -> &str {
+    origin.split_once(IN_FILE).map_or(origin, |(event, _)| event)
+}
+
 impl Case {
+    /// The receipt number (整理番号) of the e-application that the case came by.
+    pub(crate) fn receipt(&self) -> Option<&str> {
+        self.event_id.split_once(IN_FILE).map(|(_, receipt)| receipt)
+    }
+
+    /// Whether giving it was approving it: a word of the staff's own.
+    pub(crate) fn is_approved_as_given(&self) -> bool {
+        self.by_staff && self.receipt().is_none() && !self.action.asks_first()
+    }
+
+    /// Whether only members of the room may ask: the staff's own word is enough, an application's not (H18).
+    pub(crate) fn is_for_members(&self) -> bool {
+        !self.by_staff || self.receipt().is_some()
+    }
+
     /// The key of the call that carries the case out. The first is `case-12-open`; a later attempt after a
     /// failure is another call, because the same key would only repeat the refusal.
     pub(crate) fn key(&self) -> String {

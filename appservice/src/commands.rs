@@ -36,6 +36,8 @@ pub(crate) enum Command {
         case: i64,
         people: Vec<Person>,
     },
+    /// Takes the e-applications of the file that is replied to.
+    Import,
 }
 
 /// A command's name; `texts` has the usage of each.
@@ -62,6 +64,7 @@ pub(crate) enum Name {
     RevokeTerminal,
     Life(Step),
     Redact,
+    Import,
 }
 
 /// A command that cannot be followed.
@@ -75,7 +78,7 @@ pub(crate) enum Problem {
     Gaps(Name, Vec<Gap>),
 }
 
-const NAMES: [(Name, &[&str]); 27] = [
+const NAMES: [(Name, &[&str]); 28] = [
     (Name::Help, &["ヘルプ", "使い方", "help"]),
     (Name::Register, &["事業所登録", "事業所の登録", "register"]),
     (Name::Issue, &["発行", "id発行", "issue"]),
@@ -103,6 +106,7 @@ const NAMES: [(Name, &[&str]); 27] = [
     (Name::Life(Step::BreakGlass), &["緊急閲覧", "break-glass"]),
     (Name::Life(Step::EndBreakGlass), &["緊急閲覧終了", "緊急閲覧の終了", "end-break-glass"]),
     (Name::Redact, &["投稿取消", "投稿取り消し", "投稿の取消", "redact"]),
+    (Name::Import, &["取り込み", "取込", "取込み", "import"]),
 ];
 
 /// How kinds of facility are called in Japanese, and by the internal API.
@@ -114,6 +118,11 @@ const KINDS: [(&str, &str); 6] = [
     ("職能団体", "association"),
     ("その他", "other"),
 ];
+
+/// The kind of facility that a word names, as the internal API calls it.
+pub(crate) fn facility_kind(said: &str) -> Option<&'static str> {
+    KINDS.iter().find(|(ja, en)| said == *ja || said == *en).map(|(_, en)| *en)
+}
 
 const PLEDGED: [&str; 4] = ["誓約済", "誓約済み", "誓約済です", "pledged"];
 
@@ -266,6 +275,8 @@ impl Input<'_> {
                 Ok(Command::Act(Action::Life { step, place, reason }))
             }
             Name::Redact => self.redact(&words),
+            Name::Import if words.is_empty() && self.below.is_empty() => Ok(Command::Import),
+            Name::Import => Err(usage),
             Name::RevokeTerminal => {
                 let (first, reason) = split_word(self.rest);
                 let terminal =
@@ -277,20 +288,15 @@ impl Input<'_> {
 
     fn register(&self, mut words: Vec<&str>) -> Result<Command, Problem> {
         let pledged = take_pledge(&mut words);
-        let kind = words.iter().rposition(|word| KINDS.iter().any(|(ja, en)| word == ja || word == en));
-        let facility_kind = kind.map(|at| words.remove(at));
-        let facility_kind =
-            KINDS.iter().find(|(ja, en)| facility_kind == Some(*ja) || facility_kind == Some(*en));
-        let (Some((_, facility_kind)), false) = (facility_kind, words.is_empty()) else {
+        let kind = words.iter().rposition(|word| facility_kind(word).is_some());
+        let kind = kind.and_then(|at| facility_kind(words.remove(at)));
+        let (Some(kind), false) = (kind, words.is_empty()) else {
             return Err(Problem::Usage(self.name));
         };
         if !pledged {
             return Err(Problem::Pledge(self.name));
         }
-        Ok(Command::Act(Action::RegisterFacility {
-            name: words.join(" "),
-            facility_kind: (*facility_kind).to_owned(),
-        }))
+        Ok(Command::Act(Action::RegisterFacility { name: words.join(" "), facility_kind: kind.to_owned() }))
     }
 
     fn issue(&self, mut words: Vec<&str>) -> Result<Command, Problem> {

@@ -66,6 +66,14 @@ impl Event {
         Some(words.join("\n")).filter(|words| words.len() <= BODY_BYTES_MAX)
     }
 
+    /// The address of a posted CSV file: e-applications.
+    fn list(&self) -> Option<&str> {
+        let is_list = ["filename", "body"].iter().any(|field| {
+            self.content[*field].as_str().is_some_and(|name| name.to_lowercase().ends_with(".csv"))
+        });
+        self.content["url"].as_str().filter(|_| is_list)
+    }
+
     /// What a redaction takes back (its place depends on the room's version).
     fn taken_back(&self) -> Option<&str> {
         self.content["redacts"].as_str().or(self.redacts.as_deref())
@@ -121,12 +129,18 @@ impl Intake<'_> {
                     store::remember_message(self.db, &event.event_id, number).await?;
                 }
                 match event.content[ORIGIN_FIELD].as_str() {
-                    Some(origin) => store::remember_consent_message(self.db, &event.event_id, origin).await,
+                    Some(origin) => {
+                        store::remember_application_message(self.db, &event.event_id, origin).await?;
+                        store::remember_consent_message(self.db, &event.event_id, origin).await
+                    }
                     None => Ok(()),
                 }
             }
             "m.room.redaction" if in_control => match event.taken_back() {
-                Some(target) => store::detach_scan(self.db, target).await,
+                Some(target) => {
+                    store::forget_application_file(self.db, target).await?;
+                    store::detach_scan(self.db, target).await
+                }
                 None => Ok(()),
             },
             "m.reaction" if in_control && self.facts.is_staff(&event.sender) => self.reacted(event).await,
@@ -135,7 +149,10 @@ impl Intake<'_> {
                     && self.facts.is_staff(&event.sender)
                     && let Some(words) = event.file()
                 {
-                    return self.scan(event, &words).await;
+                    return match event.list() {
+                        Some(mxc) => self.list(event, mxc).await,
+                        None => self.scan(event, &words).await,
+                    };
                 }
                 let Some(text) = event.text() else { return Ok(()) };
                 match (in_control, self.facts.is_staff(&event.sender)) {
@@ -189,7 +206,12 @@ impl Intake<'_> {
             Some('❌' | '👎') => false,
             _ => return Ok(()),
         };
-        let Some(number) = store::case_of_message(self.db, about).await? else { return Ok(()) };
+        let Some(number) = store::case_of_message(self.db, about).await? else {
+            return match store::application_file_of_message(self.db, about).await? {
+                Some(file) if approves => self.import(event, file).await,
+                _ => Ok(()),
+            };
+        };
         if approves { self.approve(event, number, false).await } else { self.refuse(event, number, "").await }
     }
 
@@ -227,7 +249,12 @@ impl Intake<'_> {
                     let scans = self.scans(&case).await?;
                     cases.push((case, scans));
                 }
-                self.owe(event.answer("cases", self.texts.open_cases(&cases))).await
+                let mut body = self.texts.open_cases(&cases);
+                let aside = store::still_aside(self.db).await?;
+                if !aside.is_empty() {
+                    body = format!("{body}\n\n{}", self.texts.applications_aside(&aside));
+                }
+                self.owe(event.answer("cases", body)).await
             }
             Command::ShowCase(number) => {
                 let Some(case) = store::case(self.db, number).await? else {
@@ -265,6 +292,16 @@ impl Intake<'_> {
                 }
             }
             Command::Assign { case, people } => self.assign(event, case, people).await,
+            Command::Import => {
+                let file = match event.replies_to() {
+                    Some(message) => store::application_file_of_message(self.db, message).await?,
+                    None => None,
+                };
+                match file {
+                    Some(file) => self.import(event, file).await,
+                    None => self.owe(event.answer("import", self.texts.import_what())).await,
+                }
+            }
         }
     }
 
@@ -371,6 +408,23 @@ impl Intake<'_> {
             (None, _) => return Ok(()),
         };
         self.owe(answer).await
+    }
+
+    /// A CSV file in the control room: read at once, taken on a further word.
+    async fn list(&mut self, event: &Event, mxc: &str) -> Result<(), Error> {
+        store::remember_application_file(self.db, &event.event_id, mxc, &event.sender).await?;
+        self.read_list(event, event.event_id.clone(), false).await
+    }
+
+    async fn import(&mut self, event: &Event, file: String) -> Result<(), Error> {
+        self.read_list(event, file, true).await
+    }
+
+    async fn read_list(&mut self, event: &Event, file: String, import: bool) -> Result<(), Error> {
+        // A reaction cannot be replied to.
+        let reply_to = if event.kind == "m.reaction" { file.clone() } else { event.event_id.clone() };
+        let task = Task::Applications { file, by: event.sender.clone(), import, reply_to };
+        self.owe(NewTask { lane: event.room_id.clone(), key: event.key("applications"), task }).await
     }
 
     /// How many scans a case's consent has; nothing where the case rests on none.

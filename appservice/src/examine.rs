@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::cases::{Action, Case, Person, Place, State};
 use crate::control::Facts;
+use crate::japanese::fold;
 use crate::lookup::{Found, RoomStatus};
 use crate::outbox::{Bot, NewTask, Unfinished};
 use crate::server::CallError;
@@ -29,6 +30,8 @@ impl Bot {
         };
         let verdict = self.judge(&mut case).await?;
         let asked_by = self.label_of(&case.requester).await?;
+        let asked_by =
+            case.receipt().map_or(asked_by.clone(), |receipt| self.texts.applied(receipt, &asked_by));
         let consent = self.what_is_known_of_consent(&case).await?;
         let mut tx = self.store.begin().await?;
         // Somebody may have decided it meanwhile.
@@ -40,7 +43,7 @@ impl Bot {
         let key = |what: &str| format!("case-{number}-{what}-{}", case.revision);
         let mut next = Vec::new();
         match verdict {
-            Verdict::Ready if case.by_staff && !case.action.asks_first() => {
+            Verdict::Ready if case.is_approved_as_given() => {
                 store::change_case(&mut tx, number, State::Approved, &case.requester, None).await?;
                 store::remember_decision(&mut tx, number, &case.event_id).await?;
                 next.push(NewTask::execute(&case.room_id, number, case.attempts + 1));
@@ -130,7 +133,7 @@ impl Bot {
                 None => return Ok(Verdict::Impossible(self.texts.no_such_room(place.number))),
                 Some((status, in_room)) => {
                     // A request from outside the room is made by a member or not at all (H18).
-                    if !case.by_staff && !in_room.contains(&case.requester) {
+                    if case.is_for_members() && !in_room.contains(&case.requester) {
                         return Ok(Verdict::Impossible(self.texts.not_a_member()));
                     }
                     if !in_any_state && status != "open" {
@@ -152,7 +155,9 @@ impl Bot {
             }
         }
         let mut problems = Vec::new();
-        self.find_facilities(&mut case.action, &mut problems).await?;
+        // An application names its facility in full; a similar name is another facility.
+        let exact = case.receipt().is_some();
+        self.find_facilities(&mut case.action, exact, &mut problems).await?;
         let (must_be_in, takes_issued) = match &case.action {
             Action::Remove { .. } => (members.as_deref(), true),
             Action::IssueCode { .. } | Action::ResetAccount { .. } | Action::EndAccount { .. } => {
@@ -203,6 +208,7 @@ impl Bot {
     async fn find_facilities(
         &self,
         action: &mut Action,
+        exact: bool,
         problems: &mut Vec<String>,
     ) -> Result<(), Unfinished> {
         let wanted = match action {
@@ -214,6 +220,9 @@ impl Bot {
         };
         for facility in wanted {
             let mut rows = self.server.find_facility(facility).await?;
+            if exact {
+                rows.retain(|row| fold(&row.name) == fold(&facility.said));
+            }
             if rows.len() == 1 {
                 let row = rows.swap_remove(0);
                 facility.said = row.name;

@@ -75,6 +75,14 @@ impl Bot {
                 let nameless = store::case(&mut tx, case.number).await?;
                 self.texts.done_to_city(nameless.as_ref().unwrap_or(case), answer)
             }
+            // Applications of a facility that has just been registered go on.
+            Action::RegisterFacility { name, .. } => {
+                for waiting in store::waiting_for_facility(&mut tx, name).await? {
+                    store::update_action(&mut tx, waiting.number, &waiting.action, false).await?;
+                    next.push(NewTask::examine(&waiting.room_id, waiting.number, waiting.revision + 1));
+                }
+                self.texts.done_to_city(case, answer)
+            }
             _ => self.texts.done_to_city(case, answer),
         };
         let told = self.tell_city(facts, format!("{key}-done-city"), done).because_of(&case.event_id);

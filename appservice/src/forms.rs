@@ -98,6 +98,11 @@ impl Form {
         Self(fields)
     }
 
+    /// A form whose fields are already told apart, each with its normalised value.
+    pub(crate) fn of(fields: Vec<(Field, String)>) -> Self {
+        Self(fields)
+    }
+
     /// How many lines name a field.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
@@ -108,7 +113,7 @@ impl Form {
     }
 
     /// The first line of a field's value; nothing when empty or too long to be one.
-    fn value(&self, wanted: Field) -> Option<&str> {
+    pub(crate) fn value(&self, wanted: Field) -> Option<&str> {
         let (_, value) = self.0.iter().find(|(field, _)| *field == wanted)?;
         let line = unquote(value.lines().next()?);
         (!line.is_empty() && line.len() <= 600).then_some(line)
@@ -118,7 +123,8 @@ impl Form {
         self.0.iter().find(|(field, _)| *field == wanted).map(|(_, value)| value.as_str())
     }
 
-    fn subject_name(&self) -> Option<String> {
+    /// The name of a person, without an honorific.
+    pub(crate) fn subject_name(&self) -> Option<String> {
         let name = self.value(Field::Name)?;
         let name = ["さん", "様", "氏"]
             .iter()
@@ -250,7 +256,8 @@ fn may_explain(role: &str) -> bool {
         && !["歯科衛生", "助手", "補助"].iter().any(|other| role.contains(other))
 }
 
-fn is_yes(value: &str) -> bool {
+/// Whether a value says yes.
+pub(crate) fn is_yes(value: &str) -> bool {
     let value = value.trim().to_lowercase();
     !is_no(&value)
         && [
@@ -267,7 +274,8 @@ fn is_no(value: &str) -> bool {
         .any(|no| value.contains(no))
 }
 
-fn field(name: &str) -> Option<Field> {
+/// The field that a name means; the name must be normalised.
+pub(crate) fn field(name: &str) -> Option<Field> {
     let name: String = name
         .chars()
         .filter(|c| {

@@ -6,6 +6,7 @@
 //! * [`run`] serves the Application Service API and drives the outbox.
 //! * `transactions` turns a transaction of events into rows, in one database transaction.
 //! * `commands` (control room) and `requests` (every other room) understand Japanese; they do no input or output.
+//! * `applications` reads the CSV files of the city's e-application service; `receive` takes what is in one.
 //! * `cases` says what a case is and which changes of state are legal.
 //! * `outbox` carries tasks to the server, one at a time per room, until each is answered; `examine` looks up who and
 //!   what is meant, `execute` does what was approved.
@@ -20,6 +21,7 @@
     allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on should stop where it is")
 )]
 
+mod applications;
 mod cases;
 mod clock;
 mod commands;
@@ -32,6 +34,7 @@ mod japanese;
 mod lookup;
 mod outbox;
 mod people;
+mod receive;
 mod requests;
 mod server;
 mod store;
@@ -39,6 +42,7 @@ mod tails;
 mod texts;
 mod transactions;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
@@ -70,6 +74,10 @@ pub struct Config {
     pub contact: String,
     /// The language of everything the bot writes.
     pub language: Language,
+    /// How the city's e-application service calls columns, and which of the bot's names each means (電子申請).
+    pub application_columns: BTreeMap<String, String>,
+    /// How it calls procedures (手続き), likewise.
+    pub application_procedures: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for Config {
@@ -116,6 +124,9 @@ pub enum Error {
     /// The config cannot be used.
     #[error("config: {0}")]
     Config(&'static str),
+    /// A word of `application_columns` or `application_procedures` is none that the bot knows.
+    #[error("電子申請: 「{0}」という項目や手続きはありません (no such column or procedure)")]
+    Heading(String),
     /// The HTTP client could not be made.
     #[error("the HTTP client could not be made")]
     Client(#[source] reqwest::Error),
@@ -155,13 +166,14 @@ pub async fn run(
     if config.as_token.is_empty() || config.hs_token.is_empty() {
         return Err(Error::Config("as_token and hs_token must not be empty"));
     }
+    let headings = applications::Headings::new(&config.application_columns, &config.application_procedures)?;
     let store = store::Store::open(&config.database).await?;
     let server = server::Server::new(&config.server_url, &config.as_token)?;
     let texts = texts::Texts::new(&config);
     let wake = Arc::new(Notify::new());
     let control = Arc::new(control::Control::load(&store).await?);
 
-    let bot = Arc::new(outbox::Bot { store, server, texts, control, wake });
+    let bot = Arc::new(outbox::Bot { store, server, texts, headings, control, wake });
     let router = transactions::router(Arc::clone(&bot), &config.hs_token);
     let stopping = Arc::new(Notify::new());
     let told = Arc::clone(&stopping);

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::Error;
+use crate::applications::Headings;
+use crate::cases::event_of;
 use crate::clock::now_ms;
 use crate::control::{Control, Facts};
 use crate::lookup::Look;
@@ -51,6 +53,8 @@ pub(crate) enum Task {
     Look { look: Look, reply_to: String },
     /// Choose what mails somebody gets (`highlight`, `direct`, `all`), or say what is chosen; answered where asked.
     MailScope { user: String, scope: Option<String>, room: String, reply_to: String },
+    /// Read the file of e-applications that an event posted: say what is in it, or take it.
+    Applications { file: String, by: String, import: bool, reply_to: String },
 }
 
 /// A notice.
@@ -120,7 +124,7 @@ impl NewTask {
     /// Makes the notice a reply.
     pub(crate) fn replying(mut self, event_id: &str) -> Self {
         if let Task::Say(words) = &mut self.task {
-            words.reply_to = Some(event_id.to_owned());
+            words.reply_to = Some(event_of(event_id).to_owned());
         }
         self
     }
@@ -157,6 +161,7 @@ pub(crate) struct Bot {
     pub store: Store,
     pub server: Server,
     pub texts: Texts,
+    pub headings: Headings,
     pub control: Arc<Control>,
     /// Rung after a commit that put something into the outbox.
     pub wake: Arc<Notify>,
@@ -256,6 +261,13 @@ impl Bot {
                 let body = self.texts.mail_scope(&answer);
                 let answer = NewTask::say(room, format!("{}-answer", due.key), body).replying(reply_to);
                 self.finish(due, [answer.to(user)]).await
+            }
+            Task::Applications { file, by, import, reply_to } => {
+                let body = self.applications(due, &facts, file, by, *import).await?;
+                let Some((tx, body, next)) = body else { return self.finish(due, []).await };
+                let answer = NewTask::say(&facts.control_room, format!("{}-answer", due.key), body);
+                let answer = answer.replying(reply_to).to(by).because_of(file);
+                self.finish_in(tx, due, [answer].into_iter().chain(next)).await
             }
             Task::Look { look, reply_to } => {
                 let body = self.look(look).await?;

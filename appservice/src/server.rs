@@ -98,6 +98,35 @@ impl Server {
         self.call(Method::PUT, path, &[], Once::default(), Some(body)).await
     }
 
+    /// The bytes of a file in a room that `@city` is in; nothing where they are more than `bytes_max`.
+    pub(crate) async fn medium(&self, mxc: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, CallError> {
+        let Some((server, id)) = mxc.strip_prefix("mxc://").and_then(|rest| rest.split_once('/')) else {
+            return Err(CallError::Refused {
+                status: 404,
+                errcode: "M_NOT_FOUND".to_owned(),
+                room_number: None,
+            });
+        };
+        let path = ["_matrix", "client", "v1", "media", "download", server, id];
+        let request = self.http.get(self.url(&path)).bearer_auth(&self.token.0);
+        let answer = Answer::to(request).await?;
+        let (status, retry_after) = (answer.status, answer.retry_after);
+        let bytes = answer.bytes(bytes_max).await?;
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        let json = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Value::Null);
+        Err(refusal(status, &json, retry_after))
+    }
+
+    fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        url
+    }
+
     async fn call(
         &self,
         method: Method,
@@ -106,10 +135,7 @@ impl Server {
         once: Once<'_>,
         body: Option<&Value>,
     ) -> Result<Value, CallError> {
-        let mut url = self.base.clone();
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().extend(path);
-        }
+        let mut url = self.url(path);
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
@@ -123,17 +149,10 @@ impl Server {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = request.send().await.map_err(|error| {
-            CallError::transient(if error.is_timeout() { "timeout" } else { "no connection" })
-        })?;
-        let status = response.status();
-        let retry_after = response
-            .headers()
-            .get("retry-after")
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.parse().ok())
-            .map(Duration::from_secs);
-        let bytes = read_limited(response).await?;
+        let answer = Answer::to(request).await?;
+        let (status, retry_after) = (answer.status, answer.retry_after);
+        let bytes = answer.bytes(ANSWER_BYTES_MAX).await?;
+        let bytes = bytes.ok_or(CallError::transient("answer too long"))?;
         let json: Result<Value, _> = serde_json::from_slice(&bytes);
         if status.is_success() {
             // An answer that is not JSON comes from something that is not the server; it may be back later.
@@ -170,16 +189,37 @@ fn refusal(status: StatusCode, json: &Value, retry_after: Option<Duration>) -> C
     CallError::Refused { status: status.as_u16(), errcode, room_number }
 }
 
-async fn read_limited(mut response: reqwest::Response) -> Result<Vec<u8>, CallError> {
-    let mut bytes = Vec::new();
-    loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if bytes.len() + chunk.len() <= ANSWER_BYTES_MAX => {
-                bytes.extend_from_slice(&chunk)
+/// An answer whose body is not read yet.
+struct Answer {
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    response: reqwest::Response,
+}
+
+impl Answer {
+    async fn to(request: reqwest::RequestBuilder) -> Result<Self, CallError> {
+        let response = request.send().await.map_err(|error| {
+            CallError::transient(if error.is_timeout() { "timeout" } else { "no connection" })
+        })?;
+        let retry_after = response
+            .headers()
+            .get("retry-after")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.parse().ok())
+            .map(Duration::from_secs);
+        Ok(Self { status: response.status(), retry_after, response })
+    }
+
+    /// The body; nothing where it is longer than `bytes_max`.
+    async fn bytes(mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, CallError> {
+        let mut bytes = Vec::new();
+        loop {
+            match self.response.chunk().await {
+                Ok(Some(chunk)) if bytes.len() + chunk.len() <= bytes_max => bytes.extend_from_slice(&chunk),
+                Ok(Some(_)) => return Ok(None),
+                Ok(None) => return Ok(Some(bytes)),
+                Err(_) => return Err(CallError::transient("answer broke off")),
             }
-            Ok(Some(_)) => return Err(CallError::transient("answer too long")),
-            Ok(None) => return Ok(bytes),
-            Err(_) => return Err(CallError::transient("answer broke off")),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! All SQL of the bot: one SQLite file, written only in `BEGIN IMMEDIATE` transactions with a sync at each
 //! commit.
 
+mod applications;
 mod consents;
 mod scans;
 
@@ -15,8 +16,13 @@ use sqlx::{Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
 use crate::Error;
 use crate::cases::{Action, Case, State};
 use crate::clock::now_ms;
+use crate::japanese::fold;
 use crate::outbox::{NewTask, Task};
 
+pub(crate) use applications::{
+    SetAside, application_file_of_message, forget_application_file, is_taken, remember_application_file,
+    remember_application_message, set_aside, still_aside, take_application,
+};
 pub(crate) use consents::{
     Report, add_consent, events_to_forget, forget_subject, has_consent, reports_of_consent, withdraw_consent,
 };
@@ -27,8 +33,12 @@ pub(crate) use scans::{
 
 /// Every version of the schema, oldest first. Each ends by setting `PRAGMA user_version` to its number,
 /// which is written with the rest of the transaction.
-const MIGRATIONS: [&str; 3] =
-    [include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("schema.sql"),
+    include_str!("schema-2.sql"),
+    include_str!("schema-3.sql"),
+    include_str!("schema-4.sql"),
+];
 
 /// How long a taken transaction's id is remembered. The server repeats a transaction only until it is
 /// acknowledged.
@@ -378,6 +388,24 @@ pub(crate) async fn update_action(
 pub(crate) async fn case(db: &mut SqliteConnection, number: i64) -> Result<Option<Case>, Error> {
     let row = sqlx::query("SELECT * FROM cases WHERE number = $1").bind(number).fetch_optional(db).await?;
     row.map(|row| read_case(&row)).transpose()
+}
+
+/// The cases of applications that wait for a facility to be registered.
+pub(crate) async fn waiting_for_facility(
+    db: &mut SqliteConnection,
+    facility: &str,
+) -> Result<Vec<Case>, Error> {
+    let rows =
+        sqlx::query("SELECT * FROM cases WHERE state = 'filed' AND NOT ready ORDER BY number").fetch_all(db);
+    let mut cases = rows.await?.iter().map(read_case).collect::<Result<Vec<Case>, Error>>()?;
+    cases.retain(|case| {
+        let wanted = match &case.action {
+            Action::IssueFacilityId { facility } | Action::IssuePersonalId { facility, .. } => &facility.said,
+            _ => return false,
+        };
+        case.receipt().is_some() && fold(wanted) == fold(facility)
+    });
+    Ok(cases)
 }
 
 /// The cases that are not finished, oldest first.

@@ -569,3 +569,204 @@ async fn a_file_that_is_no_consent_form_is_not_recorded() {
     fake.said(CONTROL, "案件 1 の対象者の、有効な同意の報告がありません").await;
     assert_eq!(fake.all_said(CONTROL).len(), 3, "of the others nothing is said");
 }
+
+fn posted(event_id: &str, file: &str) -> serde_json::Value {
+    let mut event = scan(event_id, "電子申請_20261126.csv", None);
+    event["content"]["url"] = json!(format!("mxc://example.jp/{file}"));
+    event
+}
+
+const HEADINGS: &str = "お問い合わせ番号,手続き,申請者,対象者氏名,生年月日,住所,要件,説明者,説明者の職種,説明日,同意項目,メンバー,部屋番号,事業所,事業所の種類,IDの種類,誓約";
+
+/// A file is read, shown, taken once on a word, and each application waits for approval; killed on the way, and again.
+#[tokio::test]
+async fn applications_become_cases_once() {
+    let fake = Fake::start().await;
+    let mut bot = fake.bot().await;
+    let rows = "
+A-1,同意の報告,p104217,山田太郎,1940-05-01,〇〇市1-2-3,,佐藤花子,ケアマネジャー,2026-11-20,①②,,,,,,
+A-2,開設,p104217,山田太郎,1940-05-01,〇〇市1-2-3,①,,,,,みどり薬局の鈴木一郎さん,,,,,
+A-3,追加,p104217,,,,,,,,,みどり薬局の鈴木一郎さん,7,,,,
+A-4,追加,p104300,,,,,,,,,あおば訪問看護の田中次郎さん,7,,,,
+A-5,終了,だれか,,,,,,,,,,7,,,,
+A-6,開設,p104217,鈴木花,,〇〇市,①,,,,,,,,,,
+";
+    let (cp932, _, wrong) = encoding_rs::SHIFT_JIS.encode(HEADINGS);
+    assert!(!wrong);
+    let (cp932_rows, _, _) = encoding_rs::SHIFT_JIS.encode(rows);
+    fake.upload("first", &[cp932, cp932_rows].concat());
+    bot.deliver("1", json!([posted("$file", "first")])).await;
+    let read = fake.said(CONTROL, "試し読みです").await;
+    assert!(
+        read.body.contains("新しい申請：4件\n・整理番号 A-1 同意の報告\n・整理番号 A-2 部屋の開設\n"),
+        "{}",
+        read.body
+    );
+    assert!(
+        read.body
+            .contains("受け付けられない申請：2件\n・6行目 整理番号 A-5：申請者がどの利用者か分かりません"),
+        "{}",
+        read.body
+    );
+    assert!(
+        read.body.contains("・7行目 整理番号 A-6：次の項目がないか、読めません：生年月日"),
+        "{}",
+        read.body
+    );
+    for name in ["山田", "鈴木", "佐藤", "だれか"] {
+        assert!(!read.body.contains(name), "it names somebody: {}", read.body);
+    }
+    bot.deliver("2", json!([own(&read), message(CONTROL, "$cases", STAFF, "案件")])).await;
+    fake.said(CONTROL, "未完了の案件はありません").await;
+
+    // On a word, once; nobody else's word counts.
+    let mut stranger = message(CONTROL, "$stranger", OTHER, "取り込み");
+    stranger["content"]["m.relates_to"] = json!({"m.in_reply_to": {"event_id": read.event_id}});
+    fake.hold("send");
+    let word = json!([stranger, reaction(&read.event_id, "✅")]);
+    bot.deliver("3", word.clone()).await;
+    fake.said(CONTROL, "電子申請を取り込みました").await;
+    bot.restart().await;
+    bot.deliver("3", word).await;
+    fake.release();
+    let taken = fake.said(CONTROL, "電子申請を取り込みました").await;
+    assert!(taken.body.contains("受け付けた申請：4件\n・整理番号 A-1 同意の報告（記録しました）\n・整理番号 A-2 部屋の開設（案件 1）\n"), "{}", taken.body);
+    assert!(taken.body.contains("受け付けられない申請：2件"), "{}", taken.body);
+    let reported = fake.said(CONTROL, "同意の報告がありました").await;
+    assert_eq!(reported.content["jp.heya.origin"], "$file#A-1");
+    let case = fake.said(CONTROL, "案件 1（").await;
+    assert!(
+        case.body.contains("依頼：電子申請 整理番号 A-2、あおば居宅 佐藤花子（p104217）"),
+        "{}",
+        case.body
+    );
+    assert!(case.body.contains("みどり薬局 鈴木一郎（p104300）"), "{}", case.body);
+    assert_eq!(case.content["jp.heya.origin"], "$file#A-2", "each goes with its own subject");
+    fake.said(CONTROL, "案件 2（").await;
+    // The pharmacy is not in room 7: a request of somebody who is no member is refused.
+    let refused = fake.said(CONTROL, "案件 3 はお受けできませんでした").await;
+    assert!(refused.body.contains("メンバーではない方からの依頼"), "{}", refused.body);
+    assert_eq!((fake.rooms_opened(), fake.keys("members").len()), (0, 0), "nothing before approval");
+
+    bot.deliver("4", json!([own(&case), message(CONTROL, "$a", STAFF, "承認 1 2")])).await;
+    fake.said(CONTROL, "案件 2 を完了しました").await;
+    assert_eq!(fake.last_call("open")["requested_by"], CARE_MANAGER, "who applied gets the mail");
+    assert_eq!(fake.last_call("open")["members"], json!([CARE_MANAGER, "@p104300:example.jp"]));
+    assert_eq!(fake.last_call("open")["acting"], STAFF);
+
+    // The same file again changes nothing; what was set aside waits with the cases.
+    bot.deliver("5", json!([own(&taken), reaction_as("$again", &taken.event_id)])).await;
+    let again = fake.said(CONTROL, "新しい申請はありませんでした").await;
+    assert!(again.body.contains("すでに受け付けている申請：4件（変更はありません）"), "{}", again.body);
+    bot.deliver("6", json!([message(CONTROL, "$cases2", STAFF, "案件")])).await;
+    let cases = fake.said(CONTROL, "受け付けられていない電子申請").await;
+    assert!(cases.body.contains("・整理番号 A-6：次の項目が"), "{}", cases.body);
+
+    // A mended file, in UTF-8: only what was missing is taken.
+    let mended = rows.replace("鈴木花,,", "鈴木花,1941-01-02,").replace("だれか", "p104218");
+    fake.upload("second", format!("\u{feff}{HEADINGS}{mended}").as_bytes());
+    bot.deliver("7", json!([posted("$file2", "second")])).await;
+    fake.said(CONTROL, "新しい申請：2件\n・整理番号 A-5 部屋の終了\n・整理番号 A-6 部屋の開設\nすでに受け付けている申請：4件").await;
+    let mut word = message(CONTROL, "$take2", STAFF, "取り込み");
+    word["content"]["m.relates_to"] = json!({"m.in_reply_to": {"event_id": "$file2"}});
+    bot.deliver("8", json!([word])).await;
+    fake.said(CONTROL, "受け付けた申請：2件").await;
+    fake.said(CONTROL, "同意の報告がまだありません").await;
+    bot.deliver("9", json!([message(CONTROL, "$cases3", STAFF, "案件")])).await;
+    fake.said(CONTROL, "・4 受付 部屋の終了").await;
+    assert_eq!(
+        fake.all_said(CONTROL)
+            .iter()
+            .filter(|said| said.body.contains("受け付けられていない電子申請"))
+            .count(),
+        1
+    );
+    assert_eq!(fake.rooms_opened(), 1);
+    fake.nothing_was_said_twice();
+}
+
+fn reaction_as(event_id: &str, about: &str) -> serde_json::Value {
+    let mut event = reaction(about, "👍");
+    event["event_id"] = json!(event_id);
+    event
+}
+
+/// An application for an ID of a facility that nobody has registered: two cases, and the second goes on by itself.
+#[tokio::test]
+async fn an_application_for_use_registers_and_issues() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    let rows = "
+B-1,利用申請,,高橋次郎,,,,,看護師,,,,,ひまわり訪問看護,訪問看護,個人ID,はい
+B-2,利用申請,,,,,,,,,,,,ひまわり訪問看護,訪問看護,施設ID,はい
+B-3,利用申請,,,,,,,,,,,,ひまわり薬局,,施設ID,はい
+";
+    fake.upload("use", format!("{HEADINGS}{rows}").as_bytes());
+    bot.deliver("1", json!([posted("$file", "use"), reaction("$file", "✅")])).await;
+    let taken = fake.said(CONTROL, "電子申請を取り込みました").await;
+    assert!(
+        taken.body.contains("・整理番号 B-1 利用申請（案件 1、2）\n・整理番号 B-2 利用申請（案件 1、3）"),
+        "{}",
+        taken.body
+    );
+    assert!(taken.body.contains("・4行目 整理番号 B-3：事業所の種類がありません"), "{}", taken.body);
+    let waiting = fake.said(CONTROL, "案件 2（").await;
+    assert!(waiting.body.contains("「ひまわり訪問看護」という事業所が見つかりません"), "{}", waiting.body);
+    assert_eq!(fake.keys("facility").len(), 0);
+    bot.deliver("2", json!([message(CONTROL, "$a", STAFF, "承認 1")])).await;
+    fake.said(CONTROL, "案件 1 を完了しました").await;
+    fake.said(CONTROL, "この内容で行うときは「承認 2」").await;
+    fake.said(CONTROL, "この内容で行うときは「承認 3」").await;
+    assert_eq!(fake.keys("account").len(), 0, "nothing before approval");
+    bot.deliver(
+        "3",
+        json!([message(CONTROL, "$b", STAFF, "承認 2"), message(CONTROL, "$c", STAFF, "差し戻し 3")]),
+    )
+    .await;
+    fake.said(CONTROL, "案件 2 を完了しました").await;
+    let call = fake.last_call("account");
+    assert_eq!(
+        (&call["name"], &call["profession"], &call["facility"]),
+        (&json!("高橋次郎"), &json!("看護師"), &json!(9))
+    );
+    assert_eq!(fake.keys("account").len(), 1);
+}
+
+#[tokio::test]
+async fn a_file_of_no_applications_is_answered() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    fake.upload("other", "日付,人数\n2026-11-26,3\n".as_bytes());
+    fake.upload("binary", b"\xff\xfe\x00\x00");
+    fake.upload("long", &vec![b'x'; 5 * 1024 * 1024]);
+    let mut outside = posted("$outside", "other");
+    outside["room_id"] = json!(ROOM);
+    let mut stranger = posted("$stranger", "other");
+    stranger["sender"] = json!(OTHER);
+    bot.deliver(
+        "1",
+        json!([outside, stranger, posted("$1", "other"), posted("$2", "binary"), posted("$3", "long")]),
+    )
+    .await;
+    let answer = fake.said(CONTROL, "「整理番号」の列がありません").await;
+    assert_eq!(answer.reply_to.as_deref(), Some("$1"));
+    fake.said(CONTROL, "文字コードが分かりません").await;
+    fake.said(CONTROL, "1 MB を超えています").await;
+    bot.deliver(
+        "2",
+        json!([
+            message(CONTROL, "$4", STAFF, "取り込み"),
+            message(CONTROL, "$talk", STAFF, "取り込みは済みましたか？"),
+            message(CONTROL, "$5", STAFF, "取り込み 明日")
+        ]),
+    )
+    .await;
+    fake.said(CONTROL, "どのファイルを取り込むか分かりません").await;
+    fake.said(CONTROL, "次のように書いてください。\n・取り込み").await;
+    // Taken back, and gone from the server.
+    let redaction = json!({"type": "m.room.redaction", "room_id": CONTROL, "event_id": "$r", "sender": STAFF,
+        "content": {"redacts": "$1"}});
+    bot.deliver("3", json!([redaction, reaction("$1", "✅"), posted("$6", "gone")])).await;
+    fake.said(CONTROL, "電子申請のファイルを読めませんでした（M_NOT_FOUND）").await;
+    assert_eq!(fake.all_said(CONTROL).len(), 6);
+}

@@ -3,7 +3,7 @@
 use sqlx::{Row, SqliteConnection};
 
 use crate::Error;
-use crate::cases::{Action, State, Subject};
+use crate::cases::{Action, State, Subject, event_of};
 use crate::clock::now_ms;
 use crate::forms::Consent;
 
@@ -146,6 +146,14 @@ pub(crate) async fn events_to_forget(
             events.extend(super::case(db, number).await?.map(|case| case.event_id));
         }
     }
+    // What came by a file is in the file, too; its other rows were taken from it long ago.
+    let files: Vec<String> = events
+        .iter()
+        .map(|origin| event_of(origin))
+        .filter(|event| !events.iter().any(|known| known == event))
+        .map(str::to_owned)
+        .collect();
+    events.splice(0..0, files);
     events.sort_unstable();
     events.dedup();
     events.truncate(FORGOTTEN_MAX);

@@ -311,6 +311,10 @@ impl Texts {
                 format!("メール通知の設定を変えられませんでした（{errcode}）。"),
                 format!("The choice of mails could not be changed ({errcode})."),
             ),
+            Task::Applications { .. } => self.pick(
+                format!("電子申請のファイルを読めませんでした（{errcode}）。投稿が削除されていないかを確かめて、もう一度投稿してください。"),
+                format!("The file of e-applications could not be read ({errcode}). If it was deleted, please post it again."),
+            ),
             Task::Look { .. } => self.pick(
                 format!("一覧を取り出せませんでした（{errcode}）。もう一度お試しください。"),
                 format!("The list could not be read ({errcode}). Please try again."),
@@ -376,7 +380,11 @@ impl Texts {
     }
 
     pub(crate) fn case_in_full(&self, case: &Case, scans: Option<i64>) -> String {
-        let (number, state, who) = (case.number, self.state(case.state), &case.requester);
+        let (number, state) = (case.number, self.state(case.state));
+        let who = match case.receipt() {
+            Some(receipt) => self.applied(receipt, &case.requester),
+            None => case.requester.clone(),
+        };
         let filed = stamp(case.filed_at);
         let mut what = self.summary(&case.action);
         if let Some(count) = scans {

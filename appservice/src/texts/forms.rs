@@ -53,7 +53,7 @@ impl Texts {
         )
     }
 
-    fn gap(&self, gap: Gap) -> String {
+    pub(super) fn gap(&self, gap: Gap) -> String {
         let (ja, en) = match gap {
             Gap::Name => ("対象者氏名", "subject's name"),
             Gap::BirthDate => ("生年月日（例：昭和15年5月1日、1940-05-01）", "birth date (1940-05-01)"),
@@ -119,6 +119,7 @@ impl Texts {
             Name::Life(Step::BreakGlass),
             Name::Life(Step::EndBreakGlass),
             Name::Redact,
+            Name::Import,
         ];
         let usages: Vec<&str> = all.into_iter().map(usage).collect();
         let usages = usages.join("\n")
@@ -165,6 +166,9 @@ fn usage(name: Name) -> &'static str {
         Name::Life(Step::EndBreakGlass) => "・緊急閲覧終了 部屋番号（end-break-glass）",
         Name::Redact => {
             "・投稿取消 部屋番号 投稿のリンク 理由（redact）　市の指示で投稿を取り消します。終了した部屋でもできます"
+        }
+        Name::Import => {
+            "・取り込み（import）　電子申請の CSV ファイルをここに投稿すると内容を読みます。その返事に返信すると、申請が案件になります"
         }
         Name::Approve => "・承認 案件番号（approve）　案件の投稿に ✅ を付けても同じです",
         Name::Refuse => "・差し戻し 案件番号 理由（refuse）　案件の投稿に ❌ を付けても同じです",

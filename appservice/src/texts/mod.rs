@@ -1,6 +1,7 @@
 //! Every sentence a person reads: Japanese first, English by setting. What rooms read is here, what the
-//! control room reads in `city`, forms and usages in `forms`.
+//! control room reads in `city` and `applications`, forms and usages in `forms`.
 
+mod applications;
 mod city;
 mod forms;
 

@@ -57,6 +57,9 @@ struct Inside {
     hold_call: Option<u64>,
     holding: bool,
     rounds: u64,
+    /// What is behind `mxc://example.jp/…`.
+    files: HashMap<String, Vec<u8>>,
+    facilities: Vec<String>,
 }
 
 /// What came first.
@@ -94,10 +97,9 @@ impl Fake {
             .route("/_heya/v1/control", get(control))
             .route("/_heya/v1/accounts/search", post(accounts))
             .route("/_heya/v1/accounts/{user}/reset", post(reset))
-            .route(
-                "/_heya/v1/facilities",
-                get(|| async { axum::Json(json!({"facilities": []})) }).post(facility),
-            )
+            .route("/_heya/v1/facilities", get(facilities).post(facility))
+            .route("/_heya/v1/accounts", post(account))
+            .route("/_matrix/client/v1/media/download/example.jp/{file}", get(download))
             .route("/_heya/v1/rooms", get(rooms).post(open))
             .route("/_heya/v1/rooms/{room}", get(room))
             .route("/_heya/v1/rooms/{room}/{what}", post(change))
@@ -161,6 +163,11 @@ impl Fake {
     /// The next `count` answers to `what` are lost after their effect.
     pub fn lose_answers(&self, what: &str, count: u32) {
         self.change(|inside| inside.lose.insert(what.to_owned(), count));
+    }
+
+    /// Puts a file behind `mxc://example.jp/name`.
+    pub fn upload(&self, name: &str, bytes: &[u8]) {
+        self.change(|inside| inside.files.insert(name.to_owned(), bytes.to_owned()));
     }
 
     /// The next call of `what` is refused, without an effect.
@@ -343,6 +350,8 @@ async fn run(
         city_name: "〇〇市".into(),
         contact: "0000-00-0000".into(),
         language: Language::Japanese,
+        application_columns: [("お問い合わせ番号".to_owned(), "整理番号".to_owned())].into(),
+        application_procedures: std::collections::BTreeMap::new(),
     };
     assert!(!format!("{config:?}").contains("token\""), "tokens are not for logs");
     let task = tokio::spawn(async move {
@@ -419,8 +428,35 @@ async fn open(State(fake): State<Fake>, headers: HeaderMap, body: Bytes) -> Resp
 async fn facility(State(fake): State<Fake>, headers: HeaderMap, body: Bytes) -> Response {
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(body["pledge"], true);
-    let name = body["name"].clone();
-    fake.take("facility", &headers, &key(&headers), body, |_| json!({"facility": 9, "name": name})).await
+    let name = body["name"].as_str().unwrap().to_owned();
+    let answer = move |inside: &mut Inside| {
+        inside.facilities.push(name.clone());
+        json!({"facility": 9, "name": name})
+    };
+    fake.take("facility", &headers, &key(&headers), body, answer).await
+}
+
+async fn facilities(State(fake): State<Fake>) -> axum::Json<Value> {
+    let inside = fake.inside.lock().unwrap();
+    let row =
+        |name: &String| json!({"facility": 9, "name": name, "kind": "care", "active": true, "accounts": 0});
+    axum::Json(json!({"facilities": inside.facilities.iter().map(row).collect::<Vec<_>>()}))
+}
+
+async fn account(State(fake): State<Fake>, headers: HeaderMap, body: Bytes) -> Response {
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    let answer =
+        json!({"login_id": "p104400", "display_name": body["name"], "sheets": ["sheets/0012-password.html"]});
+    fake.take("account", &headers, &key(&headers), body, |_| answer).await
+}
+
+async fn download(State(fake): State<Fake>, Path(file): Path<String>, headers: HeaderMap) -> Response {
+    assert_eq!(headers.get("authorization").unwrap(), &format!("Bearer {AS_TOKEN}"));
+    match fake.inside.lock().unwrap().files.get(&file) {
+        Some(bytes) => bytes.clone().into_response(),
+        None => (StatusCode::NOT_FOUND, axum::Json(json!({"errcode": "M_NOT_FOUND", "error": ""})))
+            .into_response(),
+    }
 }
 
 async fn reset(

@@ -1,0 +1,306 @@
+//! E-applications (電子申請): the CSV file that the city's application service gives, read into what each row asks for
+//! (handbook §11). Pure: bytes in, applications out; what cannot be taken says why, without naming anybody.
+
+mod headings;
+
+use time::Date;
+
+pub(crate) use headings::Headings;
+
+use crate::cases::{Action, Facility, Person, Place};
+use crate::commands::facility_kind;
+use crate::forms::{Consent, Field, Form, Gap, is_yes};
+use crate::japanese::{normalise, unquote};
+use headings::Column;
+
+/// The longest file that is read, in bytes.
+pub(crate) const FILE_BYTES_MAX: usize = 1024 * 1024;
+/// The most rows of one file: each becomes a case that somebody decides.
+pub(crate) const ROWS_MAX: usize = 300;
+/// The longest cell, in bytes.
+const CELL_BYTES_MAX: usize = 4_000;
+/// The longest receipt number, in characters.
+const RECEIPT_CHARS_MAX: usize = 64;
+
+/// The procedures (手続き) that are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Procedure {
+    /// 利用申請 (forms 1 and 2): an ID for a facility or a person.
+    Use,
+    /// 同意の報告 (form 4).
+    Consent,
+    /// 同意の撤回.
+    Withdrawal,
+    /// 部屋の開設 (form 5).
+    Open,
+    /// メンバーの追加 (form 5).
+    Add,
+    /// メンバーの削除 (form 5).
+    Remove,
+    /// 部屋の終了 (form 5).
+    Close,
+}
+
+/// What a row asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Consent(Consent),
+    Case(Action),
+    /// An ID, and the registration of its facility where the register does not have it.
+    Issue {
+        issue: Action,
+        facility: String,
+        kind: Option<&'static str>,
+    },
+}
+
+/// An application that can be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Application {
+    /// The row's line in the file.
+    pub line: u64,
+    /// 整理番号: the same number is the same application, however often it comes.
+    pub receipt: String,
+    pub procedure: Procedure,
+    /// Who applied, as written; needed where only a room's members may ask.
+    pub applicant: Option<Person>,
+    pub wanted: Wanted,
+}
+
+/// A row that cannot be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Aside {
+    pub line: u64,
+    /// Where the row has one.
+    pub receipt: Option<String>,
+    pub reason: Reason,
+}
+
+/// Why a row is set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// No receipt number, or none that can be one.
+    Receipt,
+    /// An earlier row of the file has the same receipt number.
+    Twice,
+    Procedure,
+    /// More or fewer cells than headings.
+    Cells,
+    TooLong,
+    Gaps(Vec<Gap>),
+    Applicant,
+    /// The register does not tell who the applicant is.
+    ApplicantUnknown,
+    RoomNumber,
+    People,
+    Facility,
+    FacilityKind,
+    IdKind,
+    PersonName,
+    Pledge,
+}
+
+/// Why a whole file cannot be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    TooLong,
+    TooManyRows,
+    /// Neither UTF-8 nor CP932.
+    Encoding,
+    /// No heading for this column.
+    NoColumn(&'static str),
+    /// Two headings mean this column.
+    ColumnTwice(&'static str),
+    Empty,
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct List {
+    pub applications: Vec<Application>,
+    pub aside: Vec<Aside>,
+}
+
+/// Reads a file: CP932 (what Windows calls Shift_JIS) or UTF-8, with or without its mark.
+pub(crate) fn read(bytes: &[u8], headings: &Headings, today: Date) -> Result<List, Unreadable> {
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(Unreadable::TooLong);
+    }
+    // One kind of line ends, by which the reader counts lines.
+    let text = decode(bytes)?.replace("\r\n", "\n");
+    let mut reader = csv::ReaderBuilder::new().flexible(true).has_headers(false).from_reader(text.as_bytes());
+    let mut records = reader.records();
+    let first = records.next().and_then(Result::ok).ok_or(Unreadable::Empty)?;
+    let columns: Vec<Option<Column>> = first.iter().map(|heading| headings.column(heading)).collect();
+    for (column, name) in [(Column::Receipt, "整理番号"), (Column::Procedure, "手続き")] {
+        match columns.iter().filter(|found| **found == Some(column)).count() {
+            0 => return Err(Unreadable::NoColumn(name)),
+            1 => {}
+            // Which of two receipt numbers is the one must not be guessed.
+            _ => return Err(Unreadable::ColumnTwice(name)),
+        }
+    }
+    let mut list = List::default();
+    let mut seen = std::collections::HashSet::new();
+    for (rows, record) in records.enumerate() {
+        if rows >= ROWS_MAX {
+            return Err(Unreadable::TooManyRows);
+        }
+        // The text is UTF-8 and lengths are free, so that no row can be unreadable by itself.
+        let record = record.map_err(|_| Unreadable::Encoding)?;
+        if record.iter().all(|cell| cell.trim().is_empty()) {
+            continue;
+        }
+        let line = record.position().map_or(0, csv::Position::line);
+        let row = Row::of(&columns, &record);
+        let receipt = row.receipt();
+        let read = match &receipt {
+            _ if record.len() != columns.len() => Err(Reason::Cells),
+            _ if record.iter().any(|cell| cell.len() > CELL_BYTES_MAX) => Err(Reason::TooLong),
+            None => Err(Reason::Receipt),
+            Some(receipt) if !seen.insert(receipt.clone()) => Err(Reason::Twice),
+            Some(receipt) => row.application(line, receipt, headings, today),
+        };
+        match read {
+            Ok(application) => list.applications.push(application),
+            Err(reason) => list.aside.push(Aside { line, receipt, reason }),
+        }
+    }
+    if list.applications.is_empty() && list.aside.is_empty() {
+        return Err(Unreadable::Empty);
+    }
+    Ok(list)
+}
+
+fn decode(bytes: &[u8]) -> Result<String, Unreadable> {
+    // With its mark or without: a text in CP932 with Japanese in it is practically never valid UTF-8.
+    if let Ok(text) = std::str::from_utf8(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)) {
+        return Ok(text.to_owned());
+    }
+    // WHATWG's Shift_JIS is Windows-31J, which is CP932 (Encoding Standard, 12.3).
+    let (text, wrong) = encoding_rs::SHIFT_JIS.decode_without_bom_handling(bytes);
+    if wrong { Err(Unreadable::Encoding) } else { Ok(text.into_owned()) }
+}
+
+/// The cells of a row by their columns, normalised; cells without a known heading are not looked at.
+struct Row {
+    own: Vec<(Column, String)>,
+    form: Form,
+}
+
+impl Row {
+    fn of(columns: &[Option<Column>], record: &csv::StringRecord) -> Self {
+        let mut own = Vec::new();
+        let mut fields = Vec::new();
+        for (column, cell) in columns.iter().zip(record) {
+            let cell = normalise(cell);
+            match column {
+                _ if cell.is_empty() => {}
+                Some(Column::Form(field)) => fields.push((*field, cell)),
+                Some(column) => own.push((*column, cell)),
+                None => {}
+            }
+        }
+        Self { own, form: Form::of(fields) }
+    }
+
+    fn cell(&self, wanted: Column) -> Option<&str> {
+        self.own.iter().find(|(column, _)| *column == wanted).map(|(_, cell)| unquote(cell))
+    }
+
+    fn receipt(&self) -> Option<String> {
+        let receipt = self.cell(Column::Receipt)?;
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+        let fits = (1..=RECEIPT_CHARS_MAX).contains(&receipt.chars().count()) && receipt.chars().all(plain);
+        fits.then(|| receipt.to_owned())
+    }
+
+    fn application(
+        &self,
+        line: u64,
+        receipt: &str,
+        headings: &Headings,
+        today: Date,
+    ) -> Result<Application, Reason> {
+        let procedure = self
+            .cell(Column::Procedure)
+            .and_then(|said| headings.procedure(said))
+            .ok_or(Reason::Procedure)?;
+        let applicant = self.cell(Column::Applicant).map(person);
+        let wanted = match procedure {
+            Procedure::Use => self.issue()?,
+            Procedure::Consent => Wanted::Consent(self.form.consent(today).map_err(Reason::Gaps)?),
+            Procedure::Withdrawal => {
+                let (name, birth_date) = self.form.withdrawal(today).map_err(Reason::Gaps)?;
+                Wanted::Case(Action::Withdrawal { name, birth_date })
+            }
+            Procedure::Open => {
+                let mut action = self.form.opening(today).map_err(Reason::Gaps)?;
+                if let Action::OpenSubject { people, .. } | Action::OpenAssociation { people, .. } =
+                    &mut action
+                {
+                    // Whoever asks for a room is in it.
+                    people.splice(0..0, applicant.clone());
+                }
+                Wanted::Case(action)
+            }
+            Procedure::Add | Procedure::Remove => {
+                let (place, people) = (self.place()?, self.form.members());
+                if people.is_empty() {
+                    return Err(Reason::People);
+                }
+                Wanted::Case(if procedure == Procedure::Add {
+                    Action::Add { place, people }
+                } else {
+                    Action::Remove { place, people }
+                })
+            }
+            Procedure::Close => Wanted::Case(Action::Close { place: self.place()? }),
+        };
+        // A room's members may ask for these, and nobody else (handbook §8, §9).
+        if matches!(procedure, Procedure::Add | Procedure::Remove | Procedure::Close) && applicant.is_none() {
+            return Err(Reason::Applicant);
+        }
+        Ok(Application { line, receipt: receipt.to_owned(), procedure, applicant, wanted })
+    }
+
+    fn place(&self) -> Result<Place, Reason> {
+        let said = self.cell(Column::RoomNumber).ok_or(Reason::RoomNumber)?;
+        let number = said.trim_end_matches('番').parse::<i64>().ok().filter(|number| *number > 0);
+        Ok(Place { number: Some(number.ok_or(Reason::RoomNumber)?), ..Place::default() })
+    }
+
+    fn issue(&self) -> Result<Wanted, Reason> {
+        let facility = self.cell(Column::Facility).filter(|name| name.chars().count() <= 60);
+        let facility = facility.ok_or(Reason::Facility)?.replace('\n', " ");
+        if !self.cell(Column::Pledge).is_some_and(is_yes) {
+            return Err(Reason::Pledge);
+        }
+        let kind = match self.cell(Column::FacilityKind) {
+            Some(said) => Some(facility_kind(said).ok_or(Reason::FacilityKind)?),
+            None => None,
+        };
+        let of = Facility { said: facility.clone(), number: None };
+        let said = self.cell(Column::IdKind).unwrap_or_default();
+        let issue = if said.contains("施設") || said.eq_ignore_ascii_case("facility") {
+            Action::IssueFacilityId { facility: of }
+        } else if said.contains("個人") || said.eq_ignore_ascii_case("personal") {
+            let name = self.form.subject_name().ok_or(Reason::PersonName)?;
+            // As with the command: Latin names keep their space.
+            let name = if name.is_ascii() { name } else { name.replace(' ', "") };
+            let profession = self.form.value(Field::Role).map(str::to_owned);
+            Action::IssuePersonalId { facility: of, name, profession }
+        } else {
+            return Err(Reason::IdKind);
+        };
+        Ok(Wanted::Issue { issue, facility, kind })
+    }
+}
+
+/// Whoever a cell names: a login id, a Matrix id, or a name.
+fn person(said: &str) -> Person {
+    crate::people::list(said).into_iter().next().unwrap_or_else(|| Person::named(said))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+use std::collections::BTreeMap;
+
+use time::macros::date;
+
+use super::*;
+
+const TODAY: Date = date!(2026 - 11 - 26);
+
+const FILE: &str = "整理番号,手続き,申請者,対象者氏名,生年月日,住所,要件,説明者,説明者の職種,説明日,①情報共有への同意,②市が情報を取得することへの同意,メンバー,部屋番号,事業所,事業所の種類,IDの種類,誓約\r\n\
+    R8-0001,同意の報告,p104217,山田　太郎,昭和15年5月1日,〇〇市1-2-3,,佐藤花子,ケアマネジャー,2026/11/20,はい,はい,,,,,,\r\n\
+    R8-0002,部屋の開設,p104217,山田太郎,S15.5.1,〇〇市1-2-3,①,,,,,,\"みどり薬局の鈴木一郎さん\n田中次郎\",,,,,\r\n\
+    R8-0003,追加,佐藤花子,,,,,,,,,,鈴木一郎さん,７,,,,\r\n\
+    R8-0004,終了,p104217,,,,,,,,,,,7,,,,\r\n\
+    R8-0005,利用申請,,高橋 次郎,,,,,看護師,,,,,,あおば訪問看護,訪問看護,個人ID,はい\r\n";
+
+fn list(text: &str) -> List {
+    read(text.as_bytes(), &Headings::default(), TODAY).unwrap()
+}
+
+/// The reasons of a file with one row of these columns.
+fn reason(columns: &str, row: &str) -> Reason {
+    let list = list(&format!("整理番号,手続き,{columns}\n1,{row}\n"));
+    assert_eq!(list.applications, [], "{row}");
+    list.aside[0].reason.clone()
+}
+
+#[test]
+fn every_procedure_is_read() {
+    let list = list(FILE);
+    assert_eq!(list.aside, []);
+    let [consent, opening, adding, closing, using] = list.applications.as_slice() else { panic!("{list:?}") };
+    let Wanted::Consent(reported) = &consent.wanted else { panic!("{consent:?}") };
+    assert_eq!((reported.name.as_str(), reported.birth_date.as_str()), ("山田 太郎", "1940-05-01"));
+    let Wanted::Case(Action::OpenSubject { subject, people, .. }) = &opening.wanted else {
+        panic!("{opening:?}")
+    };
+    assert_eq!((subject.key(), people.len()), (reported.key(), 3), "the applicant is in the room");
+    assert_eq!(people[0].said, "p104217");
+    let Wanted::Case(Action::Add { place, people }) = &adding.wanted else { panic!("{adding:?}") };
+    assert_eq!((place.number, people[0].said.as_str()), (Some(7), "鈴木一郎"));
+    assert!(matches!(&closing.wanted, Wanted::Case(Action::Close { place }) if place.number == Some(7)));
+    let Wanted::Issue { issue: Action::IssuePersonalId { name, profession, .. }, facility, kind } =
+        &using.wanted
+    else {
+        panic!("{using:?}")
+    };
+    assert_eq!((name.as_str(), profession.as_deref()), ("高橋次郎", Some("看護師")));
+    assert_eq!((facility.as_str(), *kind), ("あおば訪問看護", Some("visiting_nurse")));
+    // A cell with a line break: the line is where the row begins.
+    assert_eq!((opening.line, adding.line, adding.receipt.as_str()), (3, 5, "R8-0003"));
+}
+
+#[test]
+fn both_encodings_are_read() {
+    let (cp932, _, wrong) = encoding_rs::SHIFT_JIS.encode(FILE);
+    assert!(!wrong);
+    let plain = read(FILE.as_bytes(), &Headings::default(), TODAY);
+    assert_eq!(read(&cp932, &Headings::default(), TODAY), plain);
+    let marked = [b"\xef\xbb\xbf".as_slice(), FILE.as_bytes()].concat();
+    assert_eq!(read(&marked, &Headings::default(), TODAY), plain);
+    // Characters of CP932 that Shift_JIS itself does not have.
+    let (bytes, _, wrong) = encoding_rs::SHIFT_JIS.encode("整理番号,手続き,部屋の名称\n1,開設,①髙﨑会\n");
+    assert!(!wrong);
+    let list = read(&bytes, &Headings::default(), TODAY).unwrap();
+    assert!(
+        matches!(&list.applications[0].wanted, Wanted::Case(Action::OpenAssociation { name, .. }) if name == "1髙﨑会")
+    );
+    assert_eq!(read(b"\xff\xfe\x00\x00,", &Headings::default(), TODAY), Err(Unreadable::Encoding));
+}
+
+#[test]
+fn a_city_has_words_of_its_own() {
+    let of = |pairs: &[(&str, &str)]| {
+        pairs
+            .iter()
+            .map(|(theirs, ours)| ((*theirs).to_owned(), (*ours).to_owned()))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let columns = of(&[
+        ("お問い合わせ番号", "整理番号"),
+        ("ご用件", "手続き"),
+        ("部屋　番号（数字）", "部屋番号"),
+        ("ご担当", "申請者"),
+    ]);
+    let headings = Headings::new(&columns, &of(&[("多職種連携：部屋を閉じる", "終了")])).unwrap();
+    let text =
+        "お問い合わせ番号,ご用件,部屋番号(数字),ご担当,備考\n12,多職種連携:部屋を閉じる,7,p104217,急ぎ\n";
+    let list = read(text.as_bytes(), &headings, TODAY).unwrap();
+    assert_eq!(list.applications[0].procedure, Procedure::Close);
+    for (columns, procedures) in [(of(&[("a", "部屋の色")]), of(&[])), (of(&[]), of(&[("a", "開店")]))]
+    {
+        assert!(matches!(Headings::new(&columns, &procedures), Err(crate::Error::Heading(_))));
+    }
+}
+
+#[test]
+fn a_file_that_is_none_says_why() {
+    let unreadable = |text: &str| read(text.as_bytes(), &Headings::default(), TODAY).unwrap_err();
+    assert_eq!(unreadable(""), Unreadable::Empty);
+    assert_eq!(unreadable("整理番号,手続き\n"), Unreadable::Empty);
+    assert_eq!(unreadable("整理番号,手続き\n,\n ,\n"), Unreadable::Empty);
+    assert_eq!(unreadable("番号,手続き\n1,開設\n"), Unreadable::NoColumn("整理番号"));
+    assert_eq!(unreadable("整理番号,用件\n1,開設\n"), Unreadable::NoColumn("手続き"));
+    assert_eq!(unreadable("整理番号,受付番号,手続き\n1,2,開設\n"), Unreadable::ColumnTwice("整理番号"));
+    let many = "整理番号,手続き\n".to_owned() + &"1,終了\n".repeat(ROWS_MAX + 1);
+    assert_eq!(unreadable(&many), Unreadable::TooManyRows);
+    assert_eq!(unreadable(&"x".repeat(FILE_BYTES_MAX + 1)), Unreadable::TooLong);
+}
+
+#[test]
+fn a_row_that_cannot_be_taken_says_why() {
+    assert_eq!(reason("部屋番号", "開店,7"), Reason::Procedure);
+    assert_eq!(reason("部屋番号", "終了,7,8"), Reason::Cells);
+    assert_eq!(reason("部屋番号", "終了"), Reason::Cells);
+    assert_eq!(reason("部屋番号", "終了,7"), Reason::Applicant);
+    assert_eq!(reason("部屋番号,申請者", "終了,山田さんの部屋,p104217"), Reason::RoomNumber);
+    assert_eq!(reason("部屋番号,申請者,メンバー", "追加,7,p104217,"), Reason::People);
+    assert_eq!(reason("対象者氏名,住所,要件", "開設,山田太郎,〇〇市,①"), Reason::Gaps(vec![Gap::BirthDate]));
+    assert_eq!(reason("種類", "開設,職能団体"), Reason::Gaps(vec![Gap::RoomName]));
+    assert_eq!(reason("対象者氏名", "同意の撤回,山田太郎"), Reason::Gaps(vec![Gap::BirthDate]));
+    assert_eq!(reason("事業所,誓約", "利用申請,,はい"), Reason::Facility);
+    assert_eq!(reason("事業所,誓約", "利用申請,あおば,いいえ"), Reason::Pledge);
+    assert_eq!(reason("事業所,誓約,事業所の種類", "利用申請,あおば,はい,商店"), Reason::FacilityKind);
+    assert_eq!(reason("事業所,誓約", "利用申請,あおば,はい"), Reason::IdKind);
+    assert_eq!(reason("事業所,誓約,IDの種類", "利用申請,あおば,はい,個人ID"), Reason::PersonName);
+    assert_eq!(reason("備考", &format!("終了,{}", "あ".repeat(CELL_BYTES_MAX))), Reason::TooLong);
+    for receipt in ["", "1#2", "1 2", &"1".repeat(RECEIPT_CHARS_MAX + 1)] {
+        let list = list(&format!("整理番号,手続き,申請者,部屋番号\n{receipt},終了,p1,7\n"));
+        assert_eq!((list.aside[0].receipt.as_deref(), &list.aside[0].reason), (None, &Reason::Receipt));
+    }
+    // The others of its file are taken.
+    let list = list(
+        "整理番号,手続き,申請者,部屋番号\n1,終了,p104217,7\n1,終了,p104217,8\n2,終了,p104217,0\n3,終了,p104217,9\n",
+    );
+    assert_eq!(list.applications.iter().map(|a| a.receipt.as_str()).collect::<Vec<_>>(), ["1", "3"]);
+    assert_eq!(
+        list.aside.iter().map(|a| (a.line, a.reason.clone())).collect::<Vec<_>>(),
+        [(3, Reason::Twice), (4, Reason::RoomNumber)]
+    );
+}
