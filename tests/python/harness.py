@@ -410,11 +410,16 @@ class Server:
         }
         for table, values in self.overrides.items():
             tables.setdefault(table, {}).update(values)
-        # Every JSON string, number, list and boolean is TOML as well.
+        # Every JSON string, number, list and boolean is TOML as well; a table within a line is not.
+        def toml(value: Any) -> str:
+            if isinstance(value, dict):
+                return "{" + ", ".join(f"{json.dumps(key)} = {toml(one)}" for key, one in value.items()) + "}"
+            return json.dumps(value)
+
         lines = []
         for table, values in tables.items():
             lines.append(f"[{table}]")
-            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+            lines += [f"{key} = {toml(value)}" for key, value in values.items()]
         (self.folder / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def command(self, *arguments: str) -> list[str]:

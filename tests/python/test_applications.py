@@ -1,0 +1,226 @@
+"""E-applications (電子申請): REQUIREMENTS H9, H16, H18, H19, H24 through the real server, bot and bridge."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import re
+import secrets
+import socket
+import sqlite3
+import subprocess
+
+import pytest
+
+from harness import Server, quote, wait_for
+from test_room_life import NO_RETENTION, Controller, Desk, Post, dump, status
+from test_rooms import R, media_path
+
+# What a city's own form calls the columns; the others are the bot's own words.
+COLUMNS = {"お問い合わせ番号": "整理番号", "ご用件": "手続き", "ご担当の利用者ID": "申請者"}
+PROCEDURES = {"連携システム　部屋の開設依頼（第5号様式）": "開設"}
+OPEN = "連携システム 部屋の開設依頼(第5号様式)"
+HEADINGS = ["お問い合わせ番号", "ご用件", "ご担当の利用者ID", "受付日時", "対象者氏名", "生年月日", "住所", "要件", "説明者", "職種", "説明日",
+            "同意項目", "メンバー", "部屋番号", "事業所", "事業所の種類", "IDの種類", "誓約"]
+
+
+def file_of(*rows: dict[str, str], encoding: str = "cp932") -> bytes:
+    """A file as such a service gives it: every cell quoted, CRLF."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, HEADINGS, restval="", quoting=csv.QUOTE_ALL, lineterminator="\r\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({"受付日時": "2026/11/26 10:00"} | row)
+    return out.getvalue().encode(encoding)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def desk(request: pytest.FixtureRequest):
+    if request.param == "postgres":
+        request.getfixturevalue("postgres")
+    post = Post()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    post.controller = Controller(post, hostname="127.0.0.1", port=port)
+    post.controller.start()
+    server = Server(request.param, bot=True, config=NO_RETENTION | {
+        "city": {"application_columns": COLUMNS, "application_procedures": PROCEDURES},
+        "mail": {"enabled": True, "smtp_host": "localhost", "smtp_port": port, "smtp_security": "none", "digest_seconds": 1}})
+    try:
+        server.post = post
+        yield Desk(server)
+    finally:
+        server.remove()
+        post.controller.stop()
+
+
+def posted(desk: Desk, content: bytes, name: str = "電子申請.csv", expect: str = "試し読み") -> tuple[str, str, str]:
+    """Posts a file in the control room; its event, its address, and the bot's answer."""
+    sent = desk.staff.client.post(f"/_matrix/media/v3/upload?filename={quote(name)}", body=content, headers={"Content-Type": "text/csv"})
+    before = {event["event_id"] for event in desk.staff.client.messages(desk.control)}
+    mxc = sent.json["content_uri"]
+    event = desk.staff.client.say(desk.control, name, msgtype="m.file", url=mxc, filename=name, info={"size": len(content)})
+    return event, mxc, desk.answer(expect, before, desk.staff, desk.control, name)
+
+
+def take(desk: Desk, event: str, expect: str = "取り込みました") -> str:
+    """Has a posted file taken, by a reply."""
+    before = {one["event_id"] for one in desk.staff.client.messages(desk.control)}
+    desk.staff.client.say(desk.control, "取り込み", **{"m.relates_to": {"m.in_reply_to": {"event_id": event}}})
+    return desk.answer(expect, before, desk.staff, desk.control, "取り込み")
+
+
+def case_of(told: str, receipt: str) -> str:
+    return re.search(rf"整理番号 {receipt} .*案件 (?:\d+、)*(\d+)", told)[1]
+
+
+def subject(name: str) -> dict[str, str]:
+    return {"対象者氏名": name, "生年月日": "昭和5年4月3日", "住所": "〇〇市1-2-3"}
+
+
+def consent_and_opening(number: str, name: str, by: str, member: str) -> list[dict[str, str]]:
+    return [
+        {"お問い合わせ番号": f"{number}-1", "ご用件": "同意の報告", "ご担当の利用者ID": by, "説明者": "窓口の看護師", "職種": "看護師",
+         "説明日": "2026/11/20", "同意項目": "①②"} | subject(name),
+        {"お問い合わせ番号": f"{number}-2", "ご用件": OPEN, "ご担当の利用者ID": by, "要件": "①在宅", "メンバー": member} | subject(name),
+    ]
+
+
+@pytest.mark.timeout(240)
+def test_a_file_from_reading_to_rooms(desk: Desk):
+    """Read, taken on a word, decided one by one: the room has exactly the members of the form, and its applicant a mail."""
+    server, (a, b) = desk.server, desk.people
+    name, number = f"申請{secrets.token_hex(4)}", f"E{secrets.token_hex(3)}"
+    address = desk.mailbox(a)
+    room = server.room(a)
+    n = desk.number(room)
+    content = file_of(
+        *consent_and_opening(number, name, a.login_id, b.login_id),
+        {"お問い合わせ番号": f"{number}-3", "ご用件": "追加", "ご担当の利用者ID": a.login_id, "メンバー": b.login_id, "部屋番号": str(n)},
+        {"お問い合わせ番号": f"{number}-4", "ご用件": "終了", "ご担当の利用者ID": b.login_id, "部屋番号": str(n)},
+        {"お問い合わせ番号": f"{number}-5", "ご用件": "終了", "部屋番号": str(n)})
+    rooms = server.look("rooms")["rooms"]
+    event, _, read = posted(desk, content)
+    assert "新しい申請：4件" in read and re.search(rf"6行目 整理番号 {number}-5：申請者", read), read
+    assert name not in read
+    assert server.look("rooms")["rooms"] == rooms and f"{number}" not in desk.say("案件", "."), "only read"
+
+    # By a reaction to the bot's answer.
+    before = {one["event_id"] for one in desk.staff.client.messages(desk.control)}
+    answer = next(one["event_id"] for one in desk.staff.client.messages(desk.control) if one["content"].get("body") == read)
+    desk.staff.client.ok("PUT", f"{R}{quote(desk.control)}/send/m.reaction/{secrets.token_hex(4)}", {
+        "m.relates_to": {"rel_type": "m.annotation", "event_id": answer, "key": "✅"}})
+    told = desk.answer("取り込みました", before, desk.staff, desk.control, "✅")
+    assert "受け付けた申請：4件" in told, told
+    desk.answer(rf"案件 {case_of(told, f'{number}-4')} はお受けできませんでした(.|\n)*メンバーではない", before, desk.staff, desk.control, "not a member")
+    opening, adding = case_of(told, f"{number}-2"), case_of(told, f"{number}-3")
+    shown = desk.answer(rf"案件 {opening}（依頼：電子申請 整理番号 {number}-2、.*{a.login_id}", before, desk.staff, desk.control, "the case")
+    assert "同意の報告：\n・" in shown and b.login_id in shown, shown
+    desk.answer(rf"案件 {adding}（", before, desk.staff, desk.control, "the case")
+    assert server.look("rooms")["rooms"] == rooms, "nothing before approval"
+
+    done = desk.say(f"承認 {opening}", f"案件 {opening} を完了しました")
+    opened = int(re.search(r"部屋番号：(\d+)", done)[1])
+    room_id = next(row["room_id"] for row in server.look("rooms")["rooms"] if row["room_number"] == opened)
+    members = {row["user_id"] for row in server.look(f"rooms/{quote(room_id)}")["members"]}
+    assert members == {a.user_id, b.user_id}
+    mails = wait_for(lambda: [mail for mail in server.post.to(address) if f"{opened}" in mail], 20, 0.2, "the mail")
+    assert mails and name not in "".join(mail.as_string() + mail.get_content() for mail in server.post.mails)
+    desk.say(f"承認 {adding}", f"案件 {adding} を完了しました")
+    assert b.user_id in {row["user_id"] for row in server.look(f"rooms/{quote(room)}")["members"]}
+    assert status(server, room) == "open", "nobody but a member has it closed"
+
+    # Once more, from another file, in UTF-8: nothing changes.
+    again = take(desk, posted(desk, content.decode("cp932").encode("utf-8-sig"), "again.CSV")[0])
+    assert "新しい申請はありませんでした" in again and "すでに受け付けている申請：4件" in again, again
+    assert len(server.look("rooms")["rooms"]) == len(rooms) + 1
+    assert re.search(rf"受け付けられていない電子申請\n・整理番号 {number}-5：申請者", desk.say("案件", "電子申請"))
+
+
+@pytest.mark.timeout(240)
+def test_an_id_by_application(desk: Desk):
+    """H9: an application for use is registered, issued and enrolled, each step approved."""
+    server = desk.server
+    facility, number = f"申請看護{secrets.token_hex(3)}", f"U{secrets.token_hex(3)}"
+    person = {"ご用件": "利用申請", "事業所": facility, "事業所の種類": "訪問看護", "誓約": "はい"}
+    rows = [person | {"お問い合わせ番号": f"{number}-1", "IDの種類": "個人ID", "対象者氏名": "高橋 次郎", "職種": "看護師"},
+            person | {"お問い合わせ番号": f"{number}-2", "IDの種類": "施設ID"},
+            person | {"お問い合わせ番号": f"{number}-3", "IDの種類": "施設ID", "誓約": ""}]
+    told = take(desk, posted(desk, file_of(*rows))[0])
+    register, issue = re.search(rf"{number}-1 利用申請（案件 (\d+)、(\d+)）", told).groups()
+    assert re.search(rf"4行目 整理番号 {number}-3：誓約がありません", told), told
+    early = desk.say(f"承認 {issue}", f"案件 {issue} は確認の途中です")
+    assert early and facility not in str(server.look("facilities"))
+    desk.say(f"承認 {register}", f"案件 {register} を完了しました")
+    wait_for(lambda: re.search(rf"案件 {issue}（(.|\n)*この内容で行うとき", "\n".join(
+        one["content"].get("body", "") for one in desk.staff.client.messages(desk.control))), 20, 0.1, "it goes on by itself")
+    done = desk.say(f"承認 {issue}", f"案件 {issue} を完了しました")
+    assert len(re.findall(r"sheets/\S+?\.html", done)) == 2, done
+    login_id = re.search(r"利用者ID：(\w+)", done)[1]
+    account = next(row for row in server.search(login_id)["accounts"] if row["login_id"] == login_id)
+    assert (account["display_name"], account["profession"], account["status"]) == (f"{facility} 高橋次郎", "看護師", "issued")
+
+
+@pytest.mark.timeout(240)
+def test_what_a_purge_forgets_of_a_file(desk: Desk):
+    """The file and what follows from one of its rows go with that subject; what is said of others stays."""
+    server, (a, b) = desk.server, desk.people
+    gone, stays = f"消える{secrets.token_hex(4)}", f"残る{secrets.token_hex(4)}"
+    rows = consent_and_opening("G1", gone, a.login_id, b.login_id) + consent_and_opening("S1", stays, a.login_id, b.login_id)
+    event, mxc, _ = posted(desk, file_of(*rows))
+    told = take(desk, event)
+    case = case_of(told, "G1-2")
+    n = re.search(r"部屋番号：(\d+)", desk.say(f"承認 {case}", f"案件 {case} を完了"))[1]
+    other = case_of(told, "S1-2")
+    desk.say(f"承認 {other}", f"案件 {other} を完了")
+    desk.say(f"終了 {n}", "完了")
+    desk.approved(f"保管 {n}", "完了")
+    assert gone in dump(server)
+    desk.approved(f"消去 {n}", "完了")
+    left = [line[:300] for line in dump(server).splitlines() if gone in line]
+    assert not left, left
+    assert desk.staff.client.get(media_path(mxc)).status == 404
+    with contextlib.closing(sqlite3.connect(f"file:{server.data / 'city.sqlite'}?mode=ro", uri=True, timeout=10)) as connection:
+        kept = "\n".join(connection.iterdump())
+    assert gone not in kept and stays in kept
+    bodies = "\n".join(one["content"].get("body", "") for one in desk.staff.client.messages(desk.control))
+    assert len(re.findall(stays, bodies)) >= 3, "the report, the case and its end"
+
+
+def test_what_is_no_file_of_applications(desk: Desk):
+    server, (a, _) = desk.server, desk.people
+    for content, name, told in (
+            (b"", "empty.csv", "申請がありません"),
+            ("日付,人数\n1,2\n".encode(), "counts.csv", "「整理番号」の列がありません"),
+            (b"\x89PNG\r\n\x1a\n\x00\xff\xfd", "picture.csv", "文字コードが分かりません"),
+            (b"x" * (1 << 20) + b"x", "long.csv", "1 MB を超えています"),
+            (file_of(*[{"お問い合わせ番号": str(i), "ご用件": "終了"} for i in range(301)]), "many.csv", "300件を超えています")):
+        posted(desk, content, name, told)
+    # Members' files, and other files of the staff, are nobody's applications.
+    room = server.room(a, desk.staff)
+    content = file_of({"お問い合わせ番号": "X1", "ご用件": "終了", "ご担当の利用者ID": a.login_id, "部屋番号": str(desk.number(room))})
+    sent = a.client.post("/_matrix/media/v3/upload?filename=a.csv", body=content, headers={"Content-Type": "text/csv"})
+    for person in (a, desk.staff):
+        person.client.say(room, "a.csv", msgtype="m.file", url=sent.json["content_uri"], filename="a.csv")
+    desk.say("取り込み", "どのファイルを")
+    # Deleted before it was taken.
+    event, _, _ = posted(desk, content)
+    desk.staff.client.ok("PUT", f"{R}{quote(desk.control)}/redact/{quote(event)}/gone", {})
+    take(desk, event, "どのファイルを")
+    bodies = "\n".join(one["content"].get("body", "") for one in a.client.messages(room))
+    assert "電子申請" not in bodies and status(server, room) == "open"
+
+
+def test_a_word_that_is_no_column_is_told_at_the_start():
+    server = Server(bot=False)
+    try:
+        server.stop()
+        config = (server.folder / "config.toml").read_text(encoding="utf-8")
+        config = config.replace("[city]", '[city]\napplication_columns = { "番号" = "部屋の色" }', 1)
+        (server.folder / "config.toml").write_text(config.replace("bot = false", "bot = true"), encoding="utf-8")
+        ended = subprocess.run(server.command("serve"), capture_output=True, text=True, timeout=60, cwd=server.folder, check=False)
+        assert ended.returncode != 0 and "部屋の色" in ended.stdout + ended.stderr, ended
+    finally:
+        server.remove()
