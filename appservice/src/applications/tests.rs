@@ -1,3 +1,5 @@
+//! What files are read to, and what rows and files that cannot be taken are told.
+
 use std::collections::BTreeMap;
 
 use time::macros::date;
