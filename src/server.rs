@@ -140,7 +140,7 @@ impl Server {
         // The key is written last: without it and with nothing issued, an interrupted first start begins anew. Where
         // certificates were issued it was lost, and a new CA would lock every terminal out without a word.
         let lost = keys.join("ca.pem").exists() && !keys.join("ca.key").exists();
-        if lost && !store::accounts::certificates(&mut db.read().await?).await?.is_empty() {
+        if lost && !store::terminals::certificates(&mut db.read().await?).await?.is_empty() {
             return Err(Error::internal(format!(
                 "{} is missing: put it back from the copy of keys/. (To begin with a new CA, remove ca.pem too; every \
                  terminal must then enrol again.)",

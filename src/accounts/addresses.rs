@@ -12,7 +12,7 @@ use crate::{
     error::{Code, Result, invalid, refuse},
     rooms::{batch::Batch, committer::Hint},
     server::Server,
-    store::{self, accounts::AddressCheck, push::Mail},
+    store::{self, addresses::AddressCheck, push::Mail},
 };
 
 /// How long the link in a mail is good.
@@ -77,7 +77,7 @@ pub async fn request_check(
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 if let Some(known) =
-                    store::accounts::check_of(batch.reading(), &client_secret, &address, purpose.word())
+                    store::addresses::check_of(batch.reading(), &client_secret, &address, purpose.word())
                         .await?
                     && known.attempt >= attempt
                     && known.expires_at > now
@@ -87,7 +87,7 @@ pub async fn request_check(
                 // The answer is the same whether somebody has the address or nobody.
                 let wanted = match purpose {
                     Purpose::Add => {
-                        store::accounts::checks_waiting(batch.reading(), &address, purpose.word(), now)
+                        store::addresses::checks_waiting(batch.reading(), &address, purpose.word(), now)
                             .await?
                             < ADDS_MAX
                     }
@@ -109,7 +109,7 @@ pub async fn request_check(
                     purpose: purpose.word().to_owned(),
                 };
                 let conn = batch.sql().await?;
-                store::accounts::put_check(conn, &check).await?;
+                store::addresses::put_check(conn, &check).await?;
                 if !wanted {
                     return Ok(check.sid);
                 }
@@ -135,14 +135,14 @@ pub async fn request_check(
 
 /// Whether a mail for a new password goes to an address: exactly one account has it, and not many links wait already.
 async fn can_be_reset(batch: &mut Batch, address: &str, now: i64) -> Result<bool> {
-    let waiting = store::accounts::checks_waiting(batch.reading(), address, "reset", now).await?;
+    let waiting = store::addresses::checks_waiting(batch.reading(), address, "reset", now).await?;
     Ok(waiting < RESETS_MAX && owner(batch.reading(), address).await?.is_some())
 }
 
 /// The one account that has an address, where it is active and has a password of its own. An address that several share
 /// speaks for none of them.
 async fn owner(conn: &mut store::Conn, address: &str) -> Result<Option<store::accounts::Account>> {
-    let users = store::accounts::users_of_address(conn, address).await?;
+    let users = store::addresses::users_of_address(conn, address).await?;
     let [user_id] = users.as_slice() else { return Ok(None) };
     let account = store::accounts::account(conn, user_id).await?;
     Ok(account.filter(|account| account.status == "active" && account.password_own))
@@ -158,7 +158,7 @@ pub async fn confirmed_reset(
 ) -> Result<Option<store::accounts::Account>> {
     let now = server.now();
     let mut conn = server.db.read().await?;
-    let check = store::accounts::check(&mut conn, sid).await?.filter(|check| {
+    let check = store::addresses::check(&mut conn, sid).await?.filter(|check| {
         check.purpose == "reset"
             && check.client_secret == client_secret
             && check.expires_at > now
@@ -184,7 +184,7 @@ pub async fn owe_mail(
     parameters: serde_json::Value,
 ) -> Result<()> {
     let now = batch.now;
-    let addresses = store::accounts::addresses(batch.reading(), user_id).await?;
+    let addresses = store::addresses::addresses(batch.reading(), user_id).await?;
     let Some((address, ..)) = addresses.into_iter().next() else { return Ok(()) };
     let conn = batch.sql().await?;
     let mail = Mail {
@@ -206,7 +206,7 @@ pub async fn confirm(server: &Arc<Server>, token: &str, purpose: Purpose) -> Res
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
-                store::accounts::confirm_check(batch.sql().await?, &hash, purpose.word(), now).await
+                store::addresses::confirm_check(batch.sql().await?, &hash, purpose.word(), now).await
             })
         })
         .await
@@ -219,7 +219,7 @@ pub async fn add(server: &Arc<Server>, user_id: &UserId, sid: &str, client_secre
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 let now = batch.now;
-                let check = store::accounts::check(batch.reading(), &sid)
+                let check = store::addresses::check(batch.reading(), &sid)
                     .await?
                     .filter(|check| {
                         check.purpose == "add"
@@ -238,14 +238,15 @@ pub async fn add(server: &Arc<Server>, user_id: &UserId, sid: &str, client_secre
                         "Please open the link in the mail first (メールのリンクを開いてください).",
                     )
                 })?;
-                if store::accounts::addresses(batch.reading(), user_id.as_str()).await?.len() >= ADDRESSES_MAX
+                if store::addresses::addresses(batch.reading(), user_id.as_str()).await?.len()
+                    >= ADDRESSES_MAX
                 {
                     return Err(invalid(format!("At most {ADDRESSES_MAX} addresses.")));
                 }
                 let conn = batch.sql().await?;
-                store::accounts::add_address(conn, user_id.as_str(), &check.address, validated_at, now)
+                store::addresses::add_address(conn, user_id.as_str(), &check.address, validated_at, now)
                     .await?;
-                store::accounts::delete_check(conn, &sid).await
+                store::addresses::delete_check(conn, &sid).await
             })
         })
         .await

@@ -85,14 +85,14 @@ async fn own_terminals(
     acting: &str,
     ended: &mut Ended,
 ) -> Result<()> {
-    for terminal in store::accounts::terminals_of(batch.reading(), user_id.as_str()).await? {
-        let certificates = store::accounts::certificates_of(batch.reading(), terminal.id).await?;
+    for terminal in store::terminals::terminals_of(batch.reading(), user_id.as_str()).await? {
+        let certificates = store::terminals::certificates_of(batch.reading(), terminal.id).await?;
         if terminals::is_the_facilitys(&terminal) {
             continue;
         }
         let live = certificates.iter().any(|certificate| certificate.revoked_at.is_none());
         if live
-            && !store::accounts::terminal_is_shared(batch.reading(), terminal.id, user_id.as_str()).await?
+            && !store::terminals::terminal_is_shared(batch.reading(), terminal.id, user_id.as_str()).await?
         {
             ended.sessions +=
                 terminals::revoke(batch, &parts.terminals, &parts.sessions, terminal.id, reason, acting)
@@ -150,7 +150,7 @@ pub async fn account(
     let conn = batch.sql().await?;
     store::push::delete_all(conn, user_id.as_str()).await?;
     // Their next ID may have the same address.
-    store::accounts::remove_addresses(conn, user_id.as_str()).await?;
+    store::addresses::remove_addresses(conn, user_id.as_str()).await?;
     store::personal::delete_profile_fields(conn, user_id.as_str()).await?;
     store::accounts::set_status(conn, user_id.as_str(), "ended", now).await?;
     spend_codes(batch, user_id).await?;

@@ -19,7 +19,7 @@ use crate::{
     error::{Code, Error, Result, forbidden, invalid, refuse},
     rooms::{batch::Batch, committer::Hint, live::parking::Mutex},
     server::Server,
-    store::{self, accounts::Terminal},
+    store::{self, terminals::Terminal},
     tls::{self, IssuedCertificate, TerminalSubject},
 };
 
@@ -134,7 +134,7 @@ pub async fn begin(
         Some(user_id) => store::accounts::account(&mut conn, user_id.as_str()).await?,
         None => None,
     };
-    let code = store::accounts::code(&mut conn, &code_hash).await?;
+    let code = store::terminals::code(&mut conn, &code_hash).await?;
     let facility = match account.as_ref().and_then(|a| a.facility) {
         Some(facility) => store::accounts::facility(&mut conn, facility).await?,
         None => None,
@@ -233,7 +233,7 @@ pub async fn finish(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: Ch
             Box::pin(async move {
                 let now = batch.now;
                 let user_id = enrolling.user_id.as_str();
-                if !store::accounts::spend_code(batch.sql().await?, &enrolling.code_hash, now).await? {
+                if !store::terminals::spend_code(batch.sql().await?, &enrolling.code_hash, now).await? {
                     return Err(refused());
                 }
                 let account = store::accounts::account(batch.reading(), user_id)
@@ -319,7 +319,7 @@ async fn set_password(server: &Arc<Server>, enrolment: &Arc<Enrolment>, choice: 
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 let (now, user_id) = (batch.now, enrolling.user_id.as_str());
-                if !store::accounts::spend_code(batch.sql().await?, &enrolling.code_hash, now).await? {
+                if !store::terminals::spend_code(batch.sql().await?, &enrolling.code_hash, now).await? {
                     return Err(refused());
                 }
                 store::accounts::account(batch.reading(), user_id)

@@ -194,7 +194,7 @@ pub async fn add_code(
 ) -> Result<String> {
     let code = grouped();
     let expires_at = batch.now + CODE_DAYS * 86_400_000;
-    let row = store::accounts::Code {
+    let row = store::terminals::Code {
         code_hash: hash_of(&code_normal(&code)),
         user_id: user_id.to_string(),
         further,
@@ -202,7 +202,7 @@ pub async fn add_code(
         expires_at,
         spent_at: None,
     };
-    store::accounts::insert_code(batch.sql().await?, &row).await?;
+    store::terminals::insert_code(batch.sql().await?, &row).await?;
     sheets::write(
         batch,
         letterhead,

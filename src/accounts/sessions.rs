@@ -28,7 +28,7 @@ use crate::{
         live::parking::{Mutex, RwLock},
     },
     server::Server,
-    store::{self, Db, accounts::Session},
+    store::{self, Db, sessions::Session},
 };
 
 /// What a session is bound to, fixed at the log-in (DESIGN 2).
@@ -118,7 +118,7 @@ impl Sessions {
     pub async fn load(db: &Db, pushers: Arc<Pushers>) -> Result<Self> {
         let mut conn = db.read().await?;
         let all = Self { pushers, ..Self::default() };
-        for session in store::accounts::all_sessions(&mut conn).await? {
+        for session in store::sessions::all_sessions(&mut conn).await? {
             all.insert(&session)?;
         }
         Ok(all)
@@ -327,11 +327,11 @@ pub async fn begin(batch: &mut Batch, sessions: &Arc<Sessions>, new: New) -> Res
         ));
     }
     let conn = batch.sql().await?;
-    store::accounts::delete_session(conn, user_id, device_id).await?;
+    store::sessions::delete_session(conn, user_id, device_id).await?;
     // What the session before it set goes with it.
     store::push::delete_of_device(conn, user_id, device_id).await?;
     store::personal::put_device(conn, user_id, device_id, new.device_name.as_deref(), now).await?;
-    store::accounts::insert_session(conn, &session, now).await?;
+    store::sessions::insert_session(conn, &session, now).await?;
     let refresh = match new.refreshed_after {
         Some(_) => Some(put_refresh_token(batch, user_id, device_id).await?),
         None => None,
@@ -390,7 +390,7 @@ pub async fn refresh(server: &Arc<Server>, asked: Refreshing) -> Result<Refreshe
                     return Ok(Refreshed::Refused);
                 };
                 let (user, device) = (token.user_id.as_str(), token.device_id.as_str());
-                let rows = store::accounts::sessions_of(batch.reading(), user, Some(device)).await?;
+                let rows = store::sessions::sessions_of(batch.reading(), user, Some(device)).await?;
                 // The newest access token: the unused one, where there is one.
                 let Some(newest) = rows.iter().max_by_key(|row| row.unused) else {
                     return Ok(Refreshed::Refused);
@@ -432,7 +432,7 @@ pub async fn refresh(server: &Arc<Server>, asked: Refreshing) -> Result<Refreshe
                     unused: true,
                     ..newest.clone()
                 };
-                store::accounts::insert_session(batch.sql().await?, &session, now).await?;
+                store::sessions::insert_session(batch.sql().await?, &session, now).await?;
                 let refresh = put_refresh_token(batch, user, device).await?;
                 let scope = session.scope.clone();
                 batch.after_commit(move || {
@@ -475,10 +475,10 @@ async fn make_room(
     for row in rows.iter().filter(|_| pending) {
         let kept = row.unused == (token.state == "current");
         if !kept {
-            store::accounts::delete_token(conn, &row.token_hash).await?;
+            store::sessions::delete_token(conn, &row.token_hash).await?;
             gone.push(row.token_hash.clone());
         } else if row.unused {
-            store::accounts::token_is_used(conn, &row.token_hash).await?;
+            store::sessions::token_is_used(conn, &row.token_hash).await?;
             used = Some(row.token_hash.clone());
         }
     }
@@ -507,7 +507,7 @@ pub async fn settle(server: &Arc<Server>, session: &LiveSession) -> Result<()> {
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 let rows =
-                    store::accounts::sessions_of(batch.reading(), user.as_str(), Some(&device)).await?;
+                    store::sessions::sessions_of(batch.reading(), user.as_str(), Some(&device)).await?;
                 if !rows.iter().any(|row| row.token_hash == hash && row.unused) {
                     return Ok(());
                 }
@@ -515,11 +515,11 @@ pub async fn settle(server: &Arc<Server>, session: &LiveSession) -> Result<()> {
                 let mut gone = Vec::new();
                 for row in rows {
                     if row.token_hash != hash {
-                        store::accounts::delete_token(conn, &row.token_hash).await?;
+                        store::sessions::delete_token(conn, &row.token_hash).await?;
                         gone.push(row.token_hash);
                     }
                 }
-                store::accounts::token_is_used(conn, &hash).await?;
+                store::sessions::token_is_used(conn, &hash).await?;
                 store::oauth::move_refresh_tokens(conn, user.as_str(), &device, "previous", "spent").await?;
                 batch.after_commit(move || {
                     sessions.is_used(Some(&hash));
@@ -539,7 +539,7 @@ pub async fn end_session(
     device_id: &str,
 ) -> Result<()> {
     let conn = batch.sql().await?;
-    store::accounts::delete_session(conn, user_id, device_id).await?;
+    store::sessions::delete_session(conn, user_id, device_id).await?;
     // Its apps are told nothing any more: whoever logs in again sets the pusher again.
     store::push::delete_of_device(conn, user_id, device_id).await?;
     let sessions = Arc::clone(sessions);
@@ -570,7 +570,7 @@ pub async fn save_seen(server: &Arc<Server>, all: bool) -> Result<()> {
                 for (session, at) in &seen {
                     store::personal::seen(conn, session.user_id.as_str(), &session.device_id, *at).await?;
                     if let Some(terminal) = session.terminal {
-                        store::accounts::terminal_seen(conn, terminal, *at).await?;
+                        store::terminals::terminal_seen(conn, terminal, *at).await?;
                     }
                 }
                 Ok::<_, Error>(())
@@ -628,7 +628,7 @@ pub async fn end_all(
     user_id: &UserId,
     but: Option<&str>,
 ) -> Result<usize> {
-    let all = store::accounts::sessions_of(batch.reading(), user_id.as_str(), None).await?;
+    let all = store::sessions::sessions_of(batch.reading(), user_id.as_str(), None).await?;
     let mut devices: Vec<String> =
         all.into_iter().map(|s| s.device_id).filter(|device| Some(device.as_str()) != but).collect();
     devices.sort_unstable();
@@ -648,7 +648,7 @@ pub async fn end_all(
 /// Ends all sessions of a terminal, and the devices: whoever has the terminal must not be encrypted for any more. Returns
 /// how many.
 pub async fn end_of_terminal(batch: &mut Batch, sessions: &Arc<Sessions>, terminal: i64) -> Result<usize> {
-    let mut all: Vec<_> = store::accounts::sessions_of_terminal(batch.reading(), terminal)
+    let mut all: Vec<_> = store::sessions::sessions_of_terminal(batch.reading(), terminal)
         .await?
         .into_iter()
         .map(|session| (session.user_id, session.device_id))

@@ -23,7 +23,7 @@ use crate::{
     server::Server,
     store::{
         self, Db,
-        accounts::{Certificate, Terminal},
+        terminals::{Certificate, Terminal},
     },
     tls::{self, CertificateState, Presented, RevokedSerials, TerminalIdentity},
 };
@@ -108,10 +108,10 @@ impl Terminals {
     pub async fn load(db: &Db, outside_ca: bool) -> Result<Self> {
         let mut conn = db.read().await?;
         let mut state = State { outside_ca, ..State::default() };
-        for terminal in store::accounts::terminals(&mut conn).await? {
+        for terminal in store::terminals::terminals(&mut conn).await? {
             state.facilities.insert(terminal.id, terminal.facility);
         }
-        for certificate in store::accounts::certificates(&mut conn).await? {
+        for certificate in store::terminals::certificates(&mut conn).await? {
             state.insert(certificate);
         }
         Ok(Self { state: RwLock::new(state), ..Self::default() })
@@ -257,8 +257,8 @@ pub async fn add(
 ) -> Result<()> {
     let now = batch.now;
     let conn = batch.sql().await?;
-    store::accounts::insert_terminal(conn, &terminal, now).await?;
-    store::accounts::insert_certificate(conn, &certificate, now).await?;
+    store::terminals::insert_terminal(conn, &terminal, now).await?;
+    store::terminals::insert_certificate(conn, &certificate, now).await?;
     let terminals = Arc::clone(terminals);
     batch.after_commit(move || terminals.add(terminal.id, terminal.facility, certificate));
     Ok(())
@@ -267,10 +267,10 @@ pub async fn add(
 /// A further certificate for a terminal (renewal).
 pub async fn renew(batch: &mut Batch, terminals: &Arc<Terminals>, certificate: Certificate) -> Result<()> {
     let now = batch.now;
-    let terminal = store::accounts::terminal(batch.reading(), certificate.terminal)
+    let terminal = store::terminals::terminal(batch.reading(), certificate.terminal)
         .await?
         .ok_or_else(|| not_found("No such terminal."))?;
-    store::accounts::insert_certificate(batch.sql().await?, &certificate, now).await?;
+    store::terminals::insert_certificate(batch.sql().await?, &certificate, now).await?;
     let terminals = Arc::clone(terminals);
     batch.after_commit(move || terminals.add(terminal.id, terminal.facility, certificate));
     Ok(())
@@ -286,11 +286,11 @@ pub async fn revoke(
     by: &str,
 ) -> Result<usize> {
     let now = batch.now;
-    store::accounts::terminal(batch.reading(), terminal)
+    store::terminals::terminal(batch.reading(), terminal)
         .await?
         .ok_or_else(|| not_found("No such terminal."))?;
     let ended = sessions::end_of_terminal(batch, sessions, terminal).await?;
-    let serials = store::accounts::revoke_certificates(batch.sql().await?, terminal, reason, now).await?;
+    let serials = store::terminals::revoke_certificates(batch.sql().await?, terminal, reason, now).await?;
     batch.audit(audit::Entry {
         at: now,
         actor: by.to_owned(),
@@ -356,7 +356,7 @@ pub async fn register(
     if terminals.list().is_some_and(|list| list.contains(&shown.serial)) {
         return Err(forbidden("This certificate is on the CA's revocation list (失効しています)."));
     }
-    if let Some(known) = store::accounts::certificate(batch.reading(), &serial).await? {
+    if let Some(known) = store::terminals::certificate(batch.reading(), &serial).await? {
         return Err(refuse(
             Code::Exists,
             format!("This certificate is registered already, as terminal {} (登録済みです).", known.terminal),
@@ -379,11 +379,11 @@ pub async fn register(
                 enrolled_by: REGISTERED.to_owned(),
                 last_seen: None,
             };
-            store::accounts::insert_terminal(conn, &terminal, now).await?;
+            store::terminals::insert_terminal(conn, &terminal, now).await?;
             (id, facility)
         }
         Place::Known(id) => {
-            let terminal = store::accounts::terminal(batch.reading(), id)
+            let terminal = store::terminals::terminal(batch.reading(), id)
                 .await?
                 .ok_or_else(|| not_found("There is no such terminal (端末がありません)."))?;
             (id, terminal.facility)
@@ -398,7 +398,7 @@ pub async fn register(
         reason: None,
         fingerprint: Some(tls::hex(&shown.fingerprint)),
     };
-    store::accounts::insert_certificate(batch.sql().await?, &certificate, now).await?;
+    store::terminals::insert_certificate(batch.sql().await?, &certificate, now).await?;
     batch.audit(audit::Entry {
         at: now,
         actor: acting.to_owned(),
@@ -485,7 +485,7 @@ pub async fn own_list(server: &Server) -> Result<OwnList> {
         return Ok(list);
     }
     let life = LIST_DAYS * 86_400_000;
-    let revoked: Vec<tls::Revocation> = store::accounts::certificates(&mut server.db.read().await?)
+    let revoked: Vec<tls::Revocation> = store::terminals::certificates(&mut server.db.read().await?)
         .await?
         .into_iter()
         // What has ended is not revoked any more, but stands on one more list (RFC 5280, 3.3).

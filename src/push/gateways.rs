@@ -7,19 +7,25 @@
 //! any more: the next count says it. What a gateway does not take now, though it answers, is put aside and tried again: it
 //! holds up nobody else.
 
+mod aside;
+mod badges;
+mod told;
+
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
     pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use ruma::{OwnedUserId, RoomId, UserId, events::TimelineEventType, push::Action};
-use serde_json::{Map, Value, json};
+use ruma::{RoomId, UserId};
+use serde_json::Value;
 use tokio::{task::JoinSet, time::Instant};
 
+use aside::{Aside, Letter};
+use badges::Badges;
+
 use super::{
-    Place, Pusher, SCOPE, Scope, Setting, counts,
+    Place, Pusher, Scope, Setting, counts,
     follower::{Backoff, CHUNK, Cursor, is_kept_from, is_stale, rejected, remove_rejected, targets},
     rules,
 };
@@ -45,20 +51,8 @@ const AGE_MAX_MS: i64 = 60 * 60 * 1000;
 const FAILURES_MAX: u32 = 5;
 /// Tries of a notification that a gateway does not take now, though it answers.
 const BUSY_MAX: u32 = 3;
-/// How long notifications for a pushkey are put aside that a gateway does not take; twice as long each time, up to the
-/// ceiling.
-const REST: Duration = Duration::from_secs(5);
-const REST_MAX: Duration = Duration::from_secs(120);
-/// Notifications put aside for one gateway; beyond it the oldest are dropped.
-const ASIDE_MAX: usize = 2_000;
 /// How long a count alone is worth trying.
 const COUNT_TIME: Duration = Duration::from_secs(60);
-/// A count goes out so long after the first reading: most people read several rooms in a row.
-const SETTLE: Duration = Duration::from_secs(1);
-/// Counts of one user go to a gateway so often at most.
-const COUNT_EVERY: Duration = Duration::from_secs(10);
-/// Users whose last count is remembered.
-const REMEMBERED_MAX: usize = 50_000;
 
 /// The origin of the gateway that a stored pusher names; nothing where it is no HTTP pusher.
 pub fn origin(pusher: &Pusher) -> Option<String> {
@@ -134,77 +128,6 @@ struct Gateway {
     aside: Mutex<Aside>,
 }
 
-/// Notifications that the gateway answers for with "not now", and those behind them for the same pushkey: mostly the app's
-/// trouble and not the gateway's. They must not hold up what is for everybody else, so they are tried apart; the durable
-/// cursor waits before the oldest.
-#[derive(Default)]
-struct Aside {
-    letters: VecDeque<Letter>,
-    /// By app and pushkey: when to try again, and how long it was waited.
-    keys: HashMap<(String, String), (Instant, Duration)>,
-}
-
-impl Aside {
-    fn key(pusher: &Pusher) -> (String, String) {
-        (pusher.app_id.clone(), pusher.pushkey.clone())
-    }
-
-    fn holds(&self, pusher: &Pusher) -> bool {
-        self.keys.contains_key(&Self::key(pusher))
-    }
-
-    /// Puts a notification aside, behind the others of its pushkey.
-    fn put(&mut self, letter: Letter) {
-        self.keys.entry(Self::key(&letter.pusher)).or_insert_with(|| (Instant::now() + REST, REST));
-        self.letters.push_back(letter);
-        if self.letters.len() > ASIDE_MAX {
-            self.letters.pop_front();
-        }
-    }
-
-    /// The notifications of the pushkeys whose time has come, oldest first; what is too old goes.
-    fn take_due(&mut self) -> Vec<Vec<Letter>> {
-        let now = Instant::now();
-        self.letters.retain(|letter| letter.until > now);
-        let letters = &self.letters;
-        self.keys.retain(|key, _| letters.iter().any(|letter| Self::key(&letter.pusher) == *key));
-        let due: Vec<_> =
-            self.keys.iter().filter(|(_, (at, _))| *at <= now).map(|(key, _)| key.clone()).collect();
-        due.into_iter()
-            .map(|key| {
-                let (mine, others): (Vec<_>, Vec<_>) =
-                    self.letters.drain(..).partition(|letter| Self::key(&letter.pusher) == key);
-                self.letters = others.into();
-                mine
-            })
-            .collect()
-    }
-
-    /// What was taken and still is not wanted goes back to its place, for a longer while; with nothing left the pushkey is
-    /// as every other.
-    fn put_back(&mut self, pusher: &Pusher, left: Vec<Letter>) {
-        let key = Self::key(pusher);
-        if left.is_empty() {
-            self.keys.remove(&key);
-            return;
-        }
-        let time = self.keys.get(&key).map_or(REST, |(_, time)| (*time * 2).min(REST_MAX));
-        self.keys.insert(key, (Instant::now() + time, time));
-        for letter in left.into_iter().rev() {
-            self.letters.push_front(letter);
-        }
-    }
-
-    fn next(&self) -> Option<Instant> {
-        self.keys.values().map(|(at, _)| *at).min()
-    }
-
-    /// The position before which everything was told.
-    fn oldest(&self) -> Option<i64> {
-        self.letters.iter().filter_map(|letter| letter.position).min()
-    }
-}
-
 async fn follow(server: &Arc<Server>, gateway: &Arc<Gateway>, cursor: &Cursor) {
     let mut wait = Backoff::default();
     while let Err(error) = cursor.begin(server).await {
@@ -212,14 +135,14 @@ async fn follow(server: &Arc<Server>, gateway: &Arc<Gateway>, cursor: &Cursor) {
         wait.pause().await;
     }
     wait = Backoff::default();
-    let mut counts = Counts::default();
+    let mut badges = Badges::default();
     loop {
         // Registered before anything is looked at: what comes in between is not missed.
         let mut committed = pin!(server.live.committed.notified());
         let mut fell = pin!(server.pushers.count_waits.notified());
         committed.as_mut().enable();
         fell.as_mut().enable();
-        match step(server, gateway, cursor, &mut counts).await {
+        match step(server, gateway, cursor, &mut badges).await {
             Ok(()) => wait = Backoff::default(),
             Err(error) => {
                 tracing::error!(gateway = gateway.origin, %error, "a gateway's follower will try again");
@@ -230,7 +153,7 @@ async fn follow(server: &Arc<Server>, gateway: &Arc<Gateway>, cursor: &Cursor) {
         if cursor.at.load(Ordering::Relaxed) < server.live.position() {
             continue;
         }
-        let next = [counts.next(), gateway.aside.lock().next()].into_iter().flatten().min();
+        let next = [badges.next(), gateway.aside.lock().next()].into_iter().flatten().min();
         let due = async {
             match next {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -250,7 +173,7 @@ async fn step(
     server: &Arc<Server>,
     gateway: &Arc<Gateway>,
     cursor: &Cursor,
-    counts: &mut Counts,
+    badges: &mut Badges,
 ) -> Result<()> {
     let tried = gateway.try_again(server).await;
     cursor.hold(gateway.aside.lock().oldest());
@@ -270,76 +193,22 @@ async fn step(
                 end = last.position;
             }
             for event in &events {
-                told |= gateway.tell(server, event, counts).await?;
+                told |= gateway.tell(server, event, badges).await?;
             }
         }
         cursor.hold(gateway.aside.lock().oldest());
         cursor.advance(server, end, told).await?;
     }
     for user in server.pushers.take_counts_fell(&gateway.origin) {
-        counts.mark(user);
+        badges.mark(user);
     }
-    for user in counts.take_due() {
-        if let Err(error) = gateway.tell_count(server, &user, counts).await {
-            counts.mark(user);
+    for user in badges.take_due() {
+        if let Err(error) = gateway.tell_count(server, &user, badges).await {
+            badges.mark(user);
             return Err(error);
         }
     }
     Ok(())
-}
-
-/// Whose count is to be told, and what was told last.
-#[derive(Default)]
-struct Counts {
-    due: BTreeMap<OwnedUserId, Instant>,
-    told: HashMap<OwnedUserId, (Instant, u64)>,
-}
-
-impl Counts {
-    fn mark(&mut self, user: OwnedUserId) {
-        let soon = Instant::now() + SETTLE;
-        let at = self.told.get(&user).map_or(soon, |(last, _)| soon.max(*last + COUNT_EVERY));
-        self.due.entry(user).or_insert(at);
-    }
-
-    fn next(&self) -> Option<Instant> {
-        self.due.values().min().copied()
-    }
-
-    fn take_due(&mut self) -> Vec<OwnedUserId> {
-        let now = Instant::now();
-        let due: Vec<OwnedUserId> =
-            self.due.iter().filter(|(_, at)| **at <= now).map(|(user, _)| user.clone()).collect();
-        for user in &due {
-            self.due.remove(user);
-        }
-        due
-    }
-
-    /// Remembers what was told with an event (which is no reason to wait with the next count), or alone.
-    fn remember(&mut self, user: &UserId, count: u64, alone: bool) {
-        let now = Instant::now();
-        if self.told.len() >= REMEMBERED_MAX {
-            self.told.retain(|_, (at, _)| now - *at < COUNT_EVERY);
-        }
-        let at = match self.told.get(user) {
-            Some((at, _)) if !alone => *at,
-            None if !alone => now.checked_sub(COUNT_EVERY).unwrap_or(now),
-            _ => now,
-        };
-        self.told.insert(user.to_owned(), (at, count));
-    }
-}
-
-/// A notification on its way to one pusher.
-struct Letter {
-    user: OwnedUserId,
-    pusher: Pusher,
-    body: Value,
-    /// When it is too old.
-    until: Instant,
-    /// Where its event stands; none of a count, which is made anew instead of being tried again for long.
-    position: Option<i64>,
 }
 
 impl Gateway {
@@ -356,12 +225,12 @@ impl Gateway {
         self: &Arc<Self>,
         server: &Arc<Server>,
         event: &Event,
-        counts: &mut Counts,
+        badges: &mut Badges,
     ) -> Result<bool> {
         let has = |user: &UserId| server.pushers.of(user).iter().any(|pusher| self.is_of(pusher));
         if event.membership.is_none() && has(&event.sender) {
             // Who writes has read.
-            counts.mark(event.sender.clone());
+            badges.mark(event.sender.clone());
         }
         let left = AGE_MAX_MS - (server.now() - event.ts);
         if event.redacted_by.is_some() || left <= 0 {
@@ -387,9 +256,9 @@ impl Gateway {
                 continue;
             }
             let count = unread(server, &user).await?;
-            counts.remember(&user, count, false);
+            badges.remember(&user, count, false);
             for pusher in self.pushers(server, &user) {
-                let body = notification(event, &actions, count, &pusher);
+                let body = told::notification(event, &actions, count, &pusher);
                 let position = Some(event.position);
                 letters.push(Letter { user: user.clone(), pusher, body, until, position });
             }
@@ -404,24 +273,20 @@ impl Gateway {
         self: &Arc<Self>,
         server: &Arc<Server>,
         user: &UserId,
-        counts: &mut Counts,
+        badges: &mut Badges,
     ) -> Result<()> {
         let pushers = self.pushers(server, user);
         let count = unread(server, user).await?;
-        if pushers.is_empty() || counts.told.get(user).is_some_and(|(_, told)| *told == count) {
+        if pushers.is_empty() || badges.is_told(user, count) {
             return Ok(());
         }
         let letters = pushers.into_iter().map(|pusher| {
-            let body = json!({"notification": {
-                "prio": "low",
-                "counts": tally(count),
-                "devices": [device(&pusher, Map::new())],
-            }});
+            let body = told::count(count, &pusher);
             let until = Instant::now() + COUNT_TIME;
             Letter { user: user.to_owned(), pusher, body, until, position: None }
         });
         self.deliver_all(server, letters.collect()).await?;
-        counts.remember(user, count, true);
+        badges.remember(user, count, true);
         Ok(())
     }
 
@@ -582,60 +447,6 @@ async fn unread(server: &Arc<Server>, user: &UserId) -> Result<u64> {
     Ok(sum)
 }
 
-/// What a gateway outside is told of an event (`event_id_only`).
-fn notification(event: &Event, actions: &[Action], count: u64, pusher: &Pusher) -> Value {
-    let tweaks = tweaks(actions);
-    // What makes a sound or is marked is about the person; the rest can wait for the phone to wake. Of an encrypted event
-    // the rules see nothing.
-    let urgent = tweaks.contains_key("sound")
-        || tweaks.contains_key("highlight")
-        || event.kind == TimelineEventType::RoomEncrypted;
-    json!({"notification": {
-        "event_id": event.event_id,
-        "room_id": event.room_id,
-        "prio": if urgent { "high" } else { "low" },
-        "counts": tally(count),
-        "devices": [device(pusher, tweaks)],
-    }})
-}
-
-/// A count of zero is said too, though the specification would leave it out: gateways clear an app's badge by nothing else.
-fn tally(count: u64) -> Value {
-    json!({ "unread": count })
-}
-
-fn tweaks(actions: &[Action]) -> Map<String, Value> {
-    let mut tweaks = Map::new();
-    for action in actions {
-        if let Ok(Value::Object(mut action)) = serde_json::to_value(action)
-            && let Some(Value::String(name)) = action.remove("set_tweak")
-            && ["sound", "highlight"].contains(&name.as_str())
-        {
-            let value = action.remove("value").unwrap_or(Value::Bool(true));
-            if value != Value::Bool(false) {
-                tweaks.insert(name, value);
-            }
-        }
-    }
-    tweaks
-}
-
-fn device(pusher: &Pusher, tweaks: Map<String, Value>) -> Value {
-    let mut data = Setting::of(pusher).data;
-    data.remove("url");
-    data.remove(SCOPE);
-    let mut device = json!({
-        "app_id": pusher.app_id,
-        "pushkey": pusher.pushkey,
-        "pushkey_ts": pusher.created_at / 1000,
-        "data": data,
-    });
-    if !tweaks.is_empty() {
-        device["tweaks"] = tweaks.into();
-    }
-    device
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -664,38 +475,5 @@ mod tests {
             assert_eq!(origin(bad), None, "{bad}");
         }
         assert_ne!(origin("https://push.example.jp.other.example/_matrix/push/v1/notify"), good);
-    }
-
-    #[test]
-    fn tweaks_are_those_of_the_rules() {
-        let actions: Vec<Action> = serde_json::from_value(json!([
-            "notify", {"set_tweak": "sound", "value": "default"}, {"set_tweak": "highlight"},
-            {"set_tweak": "jp.example.note", "value": "見本一郎"},
-        ]))
-        .unwrap();
-        assert_eq!(Value::from(tweaks(&actions)), json!({"sound": "default", "highlight": true}));
-        let actions: Vec<Action> =
-            serde_json::from_value(json!(["notify", {"set_tweak": "highlight", "value": false}])).unwrap();
-        assert!(tweaks(&actions).is_empty());
-    }
-
-    #[test]
-    fn counts_are_told_a_few_at_a_time() {
-        let user = ruma::owned_user_id!("@a:example.jp");
-        let mut counts = Counts::default();
-        counts.mark(user.clone());
-        let first = counts.next().unwrap();
-        counts.mark(user.clone());
-        assert_eq!(counts.next(), Some(first), "a second reading does not put it off");
-        assert!(counts.take_due().is_empty());
-        counts.due.clear();
-        counts.remember(&user, 3, true);
-        counts.mark(user.clone());
-        assert!(counts.next().unwrap() > Instant::now() + COUNT_EVERY - SETTLE);
-        counts.due.clear();
-        counts.told.clear();
-        counts.remember(&user, 3, false);
-        counts.mark(user);
-        assert!(counts.next().unwrap() <= Instant::now() + SETTLE);
     }
 }

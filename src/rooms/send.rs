@@ -120,7 +120,7 @@ pub async fn origin_of(batch: &mut Batch, event: &Event) -> Result<Origin> {
     }
     let mut origin = Origin { actor: sender.to_owned(), ..Origin::default() };
     if let Some(txn) = &event.txn {
-        let sessions = store::accounts::sessions_of(batch.reading(), sender, Some(&txn.device_id)).await?;
+        let sessions = store::sessions::sessions_of(batch.reading(), sender, Some(&txn.device_id)).await?;
         origin.terminal = sessions.first().and_then(|session| session.terminal);
     }
     Ok(origin)

@@ -21,6 +21,7 @@ use sqlx::{
 use crate::error::{Error, Result};
 
 pub mod accounts;
+pub mod addresses;
 pub mod admin;
 pub mod appservices;
 pub mod audit;
@@ -40,6 +41,8 @@ pub mod reports;
 pub mod rooms;
 pub mod script;
 pub mod search;
+pub mod sessions;
+pub mod terminals;
 
 /// The database: a pool to read from, and how to make the one connection that writes.
 pub enum Db {

@@ -217,7 +217,7 @@ pub async fn seen(conn: &mut Conn, user_id: &str, device_id: &str, at: i64) -> R
 
 /// Ends a device: its sessions, keys, messages and pushers go with it. Tells whether it had keys.
 pub async fn delete_device(conn: &mut Conn, user_id: &str, device_id: &str) -> Result<bool> {
-    super::accounts::delete_session(conn, user_id, device_id).await?;
+    super::sessions::delete_session(conn, user_id, device_id).await?;
     let had_keys =
         run!(conn, "DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)? > 0;
     run!(conn, "DELETE FROM key_signatures WHERE target_user = $1 AND target = $2", user_id, device_id)?;

@@ -176,7 +176,7 @@ pub async fn exchange(server: &Arc<Server>, handed: HandedIn, here: Here) -> Res
 
 async fn used_again(batch: &mut Batch, server: &Arc<Server>, code: &CodeRow, here: &Here) -> Result<()> {
     let now = batch.now;
-    let current = store::accounts::sessions_of(batch.reading(), &code.user_id, Some(&code.device_id)).await?;
+    let current = store::sessions::sessions_of(batch.reading(), &code.user_id, Some(&code.device_id)).await?;
     // A later log-in of the same device by another client is not this code's.
     if current.iter().any(|session| session.client_id.as_deref() == Some(code.client_id.as_str())) {
         sessions::end_session(batch, &server.sessions, &code.user_id, &code.device_id).await?;
@@ -328,7 +328,7 @@ pub async fn revoke(
                         .map(|token| (token.user_id, token.device_id)),
                 };
                 let Some((user, device)) = found else { return Ok(true) };
-                let rows = store::accounts::sessions_of(batch.reading(), &user, Some(&device)).await?;
+                let rows = store::sessions::sessions_of(batch.reading(), &user, Some(&device)).await?;
                 let Some(own) = rows.into_iter().find_map(|row| row.client_id) else { return Ok(true) };
                 if client_id.is_some_and(|client_id| client_id != own) {
                     return Ok(false);

@@ -62,7 +62,7 @@ pub fn routes(routes: Routes) -> Routes {
         })
         .raw::<deactivate::v3::Request, Requester, _, _>(deactivated)
         .raw::<addresses_of::Request, Requester, _, _>(|server, who, _| async move {
-            let list = store::accounts::addresses(&mut server.db.read().await?, who.user_id.as_str()).await?;
+            let list = store::addresses::addresses(&mut server.db.read().await?, who.user_id.as_str()).await?;
             let list: Vec<_> = list
                 .into_iter()
                 .map(|(address, validated_at, added_at)| {
@@ -95,7 +95,7 @@ pub fn routes(routes: Routes) -> Routes {
                 .commit(Hint::default(), move |batch| {
                     Box::pin(async move {
                         let conn = batch.sql().await?;
-                        store::accounts::remove_address(conn, user_id.as_str(), &request.address).await?;
+                        store::addresses::remove_address(conn, user_id.as_str(), &request.address).await?;
                         let left = store::push::pushers(conn, user_id.as_str()).await?;
                         batch.after_commit(move || pushers.replace(&user_id, left));
                         Ok(())
@@ -181,10 +181,10 @@ async fn set_password(
                 }
                 if let Some(sid) = check {
                     // Once.
-                    if store::accounts::check(batch.reading(), &sid).await?.is_none() {
+                    if store::addresses::check(batch.reading(), &sid).await?.is_none() {
                         return Err(forbidden("This reset was used already."));
                     }
-                    store::accounts::delete_check(batch.sql().await?, &sid).await?;
+                    store::addresses::delete_check(batch.sql().await?, &sid).await?;
                 }
                 store::accounts::set_password(batch.sql().await?, user_id.as_str(), &hash, true, now).await?;
                 if logout_devices {

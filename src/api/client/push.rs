@@ -143,7 +143,7 @@ async fn put(server: &Arc<Server>, who: &Requester, wanted: Wanted, append: bool
                 let now = batch.now;
                 let conn = batch.sql().await?;
                 if by_mail {
-                    let addresses = store::accounts::addresses(conn, user_id.as_str()).await?;
+                    let addresses = store::addresses::addresses(conn, user_id.as_str()).await?;
                     if !addresses.iter().any(|(address, ..)| *address == pushkey) {
                         return Err(invalid(
                             "This address is not one of your account's: add and confirm it first.",
@@ -152,7 +152,7 @@ async fn put(server: &Arc<Server>, who: &Requester, wanted: Wanted, append: bool
                 } else if let (true, Some(device)) = (session, &device_id) {
                     // The session may have ended since it was asked for: its pushers would stay behind.
                     let left =
-                        store::accounts::sessions_of(conn, user_id.as_str(), Some(device.as_str())).await?;
+                        store::sessions::sessions_of(conn, user_id.as_str(), Some(device.as_str())).await?;
                     if left.is_empty() {
                         return Err(refuse(
                             Code::UnknownToken { soft_logout: false },

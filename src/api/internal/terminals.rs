@@ -13,7 +13,7 @@ use crate::{
     http::route::{Answer, Call, Routes},
     rooms::committer::Hint,
     server::Server,
-    store::{self, accounts::Terminal},
+    store::{self, terminals::Terminal},
     tls,
 };
 
@@ -23,12 +23,12 @@ pub fn routes(routes: Routes) -> Routes {
         .at(Method::GET, "/_heya/v1/accounts/{user_id}/terminals", |server, call| async move {
             city(&server, &call)?;
             let user_id = user(&call)?;
-            let list = store::accounts::terminals_of(&mut server.db.read().await?, user_id.as_str()).await?;
+            let list = store::terminals::terminals_of(&mut server.db.read().await?, user_id.as_str()).await?;
             answer(&server, list).await
         })
         .at(Method::GET, "/_heya/v1/terminals", |server, call| async move {
             city(&server, &call)?;
-            let list = store::accounts::terminals(&mut server.db.read().await?).await?;
+            let list = store::terminals::terminals(&mut server.db.read().await?).await?;
             answer(&server, list).await
         })
         .at(Method::POST, "/_heya/v1/terminals/{terminal}/revoke", |server, call| async move {
@@ -73,7 +73,7 @@ async fn answer(server: &Server, list: Vec<Terminal>) -> Result<Answer> {
     let now = server.now();
     let mut rows: Vec<Value> = Vec::new();
     for terminal in list {
-        let newest = store::accounts::certificates_of(&mut conn, terminal.id).await?.pop();
+        let newest = store::terminals::certificates_of(&mut conn, terminal.id).await?.pop();
         let status = match &newest {
             Some(certificate)
                 if certificate.revoked_at.is_some() || server.terminals.is_listed(&certificate.serial) =>
@@ -167,7 +167,7 @@ async fn renew(server: Arc<Server>, call: Call) -> Result<Answer> {
     once(server, call, |_: &Reason| Hint::default(), move |batch, _, acting| {
         Box::pin(async move {
             let now = batch.now;
-            let found = store::accounts::terminal(batch.reading(), terminal)
+            let found = store::terminals::terminal(batch.reading(), terminal)
                 .await?
                 .ok_or_else(|| crate::error::not_found("No such terminal."))?;
             let issued = ca

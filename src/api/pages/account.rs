@@ -143,14 +143,14 @@ async fn list(
     let mut conn = server.db.read().await?;
     let names = store::personal::devices(&mut conn, user_id).await?;
     let mut log_ins = Vec::new();
-    for (device_id, begun, terminal, _) in store::accounts::logged_in(&mut conn, user_id).await? {
+    for (device_id, begun, terminal, _) in store::sessions::logged_in(&mut conn, user_id).await? {
         let known = names.iter().find(|device| device.device_id == device_id);
         let seen = server
             .sessions
             .last_seen(&browser.user_id, &device_id)
             .or_else(|| known.and_then(|device| device.last_seen));
         let terminal = match terminal {
-            Some(terminal) => store::accounts::terminal(&mut conn, terminal).await?,
+            Some(terminal) => store::terminals::terminal(&mut conn, terminal).await?,
             None => None,
         };
         log_ins.push(LogIn {

@@ -119,7 +119,7 @@ pub(super) fn tag_of(cookie: &str, terminal: Option<&Known>, what: &str) -> Stri
 /// What a person calls the terminal.
 pub(super) async fn terminal_name(server: &Server, known: Option<&Known>) -> Result<String> {
     let Some(known) = known else { return Ok(String::new()) };
-    let terminal = store::accounts::terminal(&mut server.db.read().await?, known.terminal).await?;
+    let terminal = store::terminals::terminal(&mut server.db.read().await?, known.terminal).await?;
     Ok(terminal.map_or_else(String::new, |one| format!("{}（端末番号 {}）", one.label, one.id)))
 }
 

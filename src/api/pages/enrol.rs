@@ -213,8 +213,8 @@ async fn listed(server: &Server, enrolment: &Enrolment) -> Result<Vec<ListedTerm
     let account = store::accounts::account(&mut conn, enrolment.user_id.as_str()).await?;
     let Some(facility) = account.and_then(|account| account.facility) else { return Ok(Vec::new()) };
     let mut listed = Vec::new();
-    for terminal in store::accounts::terminals_of_facility(&mut conn, facility, LISTED_MAX).await? {
-        let newest = store::accounts::certificates_of(&mut conn, terminal.id).await?.pop();
+    for terminal in store::terminals::terminals_of_facility(&mut conn, facility, LISTED_MAX).await? {
+        let newest = store::terminals::certificates_of(&mut conn, terminal.id).await?.pop();
         let good = newest.filter(|one| {
             one.revoked_at.is_none()
                 && one.not_after >= server.now()

@@ -160,7 +160,7 @@ async fn one(server: &Arc<Server>, user_id: &OwnedUserId) -> Result<Value> {
         .iter()
         .find(|account| account.user_id == user_id.as_str())
         .ok_or_else(|| not_found("There is no such user."))?;
-    let addresses = store::accounts::addresses(&mut conn, user_id.as_str()).await?;
+    let addresses = store::addresses::addresses(&mut conn, user_id.as_str()).await?;
     let mut view = view(server, account, &staff);
     view["threepids"] = addresses
         .into_iter()
