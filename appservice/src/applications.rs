@@ -3,11 +3,14 @@
 
 mod headings;
 
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use sha2::{Digest, Sha256};
 use time::Date;
 
 pub(crate) use headings::Headings;
 
-use crate::cases::{Action, Facility, Person, Place};
+use crate::cases::{Action, Facility, Person, Place, subject_key};
 use crate::commands::facility_kind;
 use crate::forms::{Consent, Field, Form, Gap, is_yes};
 use crate::japanese::{normalise, unquote};
@@ -19,8 +22,8 @@ pub(crate) const FILE_BYTES_MAX: usize = 1024 * 1024;
 pub(crate) const ROWS_MAX: usize = 300;
 /// The longest cell, in bytes.
 const CELL_BYTES_MAX: usize = 4_000;
-/// The longest receipt number, in characters.
-const RECEIPT_CHARS_MAX: usize = 64;
+/// The longest receipt number, in bytes.
+const RECEIPT_BYTES_MAX: usize = 64;
 
 /// The procedures (手続き) that are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +67,8 @@ pub(crate) struct Application {
     pub procedure: Procedure,
     /// Who applied, as written; needed where only a room's members may ask.
     pub applicant: Option<Person>,
+    /// The same for the same content of the row.
+    pub content: String,
     pub wanted: Wanted,
 }
 
@@ -83,6 +88,10 @@ pub(crate) enum Reason {
     Receipt,
     /// An earlier row of the file has the same receipt number.
     Twice,
+    /// The receipt number was taken, with other content.
+    Differs,
+    /// The same is asked for by this case, which is open.
+    Same(i64),
     Procedure,
     /// More or fewer cells than headings.
     Cells,
@@ -91,7 +100,15 @@ pub(crate) enum Reason {
     Applicant,
     /// The register does not tell who the applicant is.
     ApplicantUnknown,
+    /// The applicant is not in the room (H18).
+    NotAMember,
     RoomNumber,
+    NoSuchRoom,
+    RoomClosed,
+    /// Nobody has reported the subject's consent (H15).
+    NoConsent,
+    /// It was explained before the consent was withdrawn.
+    Withdrawn,
     People,
     Facility,
     FacilityKind,
@@ -105,12 +122,18 @@ pub(crate) enum Reason {
 pub(crate) enum Unreadable {
     TooLong,
     TooManyRows,
+    /// The server has the post and not the file.
+    Missing,
     /// Neither UTF-8 nor CP932.
     Encoding,
+    /// Something else than commas is between the cells.
+    NoCommas,
+    /// A quotation mark is not closed: what follows it cannot be told apart.
+    Quotes,
     /// No heading for this column.
     NoColumn(&'static str),
-    /// Two headings mean this column.
-    ColumnTwice(&'static str),
+    /// Two headings mean the same: these.
+    ColumnTwice(String, String),
     Empty,
 }
 
@@ -119,6 +142,8 @@ pub(crate) enum Unreadable {
 pub(crate) struct List {
     pub applications: Vec<Application>,
     pub aside: Vec<Aside>,
+    /// The subjects that the file names, whether or not anything comes of it: a purge must find it.
+    pub subjects: BTreeSet<String>,
 }
 
 /// Reads a file: CP932 (what Windows calls Shift_JIS) or UTF-8, with or without its mark.
@@ -127,36 +152,38 @@ pub(crate) fn read(bytes: &[u8], headings: &Headings, today: Date) -> Result<Lis
         return Err(Unreadable::TooLong);
     }
     // One kind of line ends, by which the reader counts lines.
-    let text = decode(bytes)?.replace("\r\n", "\n");
+    let text = decode(bytes)?.replace("\r\n", "\n").replace('\r', "\n");
+    // The reader would take everything up to the next quotation mark for one cell, rows and all.
+    if text.bytes().filter(|byte| *byte == b'"').count() % 2 != 0 {
+        return Err(Unreadable::Quotes);
+    }
     let mut reader = csv::ReaderBuilder::new().flexible(true).has_headers(false).from_reader(text.as_bytes());
     let mut records = reader.records();
     let first = records.next().and_then(Result::ok).ok_or(Unreadable::Empty)?;
-    let columns: Vec<Option<Column>> = first.iter().map(|heading| headings.column(heading)).collect();
-    for (column, name) in [(Column::Receipt, "整理番号"), (Column::Procedure, "手続き")] {
-        match columns.iter().filter(|found| **found == Some(column)).count() {
-            0 => return Err(Unreadable::NoColumn(name)),
-            1 => {}
-            // Which of two receipt numbers is the one must not be guessed.
-            _ => return Err(Unreadable::ColumnTwice(name)),
-        }
+    if first.len() == 1 && first.iter().any(|cell| cell.contains(['\t', ';'])) {
+        return Err(Unreadable::NoCommas);
     }
+    let columns = headings.columns(&first)?;
     let mut list = List::default();
-    let mut seen = std::collections::HashSet::new();
-    for (rows, record) in records.enumerate() {
-        if rows >= ROWS_MAX {
-            return Err(Unreadable::TooManyRows);
-        }
+    let mut seen = HashSet::new();
+    let mut rows = 0;
+    for record in records {
         // The text is UTF-8 and lengths are free, so that no row can be unreadable by itself.
         let record = record.map_err(|_| Unreadable::Encoding)?;
         if record.iter().all(|cell| cell.trim().is_empty()) {
             continue;
         }
+        rows += 1;
+        if rows > ROWS_MAX {
+            return Err(Unreadable::TooManyRows);
+        }
         let line = record.position().map_or(0, csv::Position::line);
         let row = Row::of(&columns, &record);
+        list.subjects.extend(row.subject(today));
         let receipt = row.receipt();
         let read = match &receipt {
             _ if record.len() != columns.len() => Err(Reason::Cells),
-            _ if record.iter().any(|cell| cell.len() > CELL_BYTES_MAX) => Err(Reason::TooLong),
+            _ if row.is_too_long => Err(Reason::TooLong),
             None => Err(Reason::Receipt),
             Some(receipt) if !seen.insert(receipt.clone()) => Err(Reason::Twice),
             Some(receipt) => row.application(line, receipt, headings, today),
@@ -184,34 +211,52 @@ fn decode(bytes: &[u8]) -> Result<String, Unreadable> {
 
 /// The cells of a row by their columns, normalised; cells without a known heading are not looked at.
 struct Row {
-    own: Vec<(Column, String)>,
+    own: HashMap<Column, String>,
     form: Form,
+    content: String,
+    is_too_long: bool,
 }
 
 impl Row {
     fn of(columns: &[Option<Column>], record: &csv::StringRecord) -> Self {
-        let mut own = Vec::new();
+        let mut own = HashMap::new();
         let mut fields = Vec::new();
+        let mut content = Sha256::new();
+        let mut is_too_long = false;
         for (column, cell) in columns.iter().zip(record) {
+            let Some(column) = column else { continue };
+            is_too_long |= cell.len() > CELL_BYTES_MAX;
             let cell = normalise(cell);
+            content.update(format!("{column:?}={}:{cell}", cell.len()));
             match column {
                 _ if cell.is_empty() => {}
-                Some(Column::Form(field)) => fields.push((*field, cell)),
-                Some(column) => own.push((*column, cell)),
-                None => {}
+                Column::Form(field) => fields.push((*field, cell)),
+                column => {
+                    own.insert(*column, cell);
+                }
             }
         }
-        Self { own, form: Form::of(fields) }
+        let content = content.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { own, form: Form::of(fields), content, is_too_long }
     }
 
     fn cell(&self, wanted: Column) -> Option<&str> {
-        self.own.iter().find(|(column, _)| *column == wanted).map(|(_, cell)| unquote(cell))
+        self.own.get(&wanted).map(|cell| unquote(cell))
+    }
+
+    /// The key of the subject that the row names; without a birth date that can be read, of the name alone.
+    fn subject(&self, today: Date) -> Option<String> {
+        let name = self.form.subject_name()?;
+        Some(subject_key(&name, &self.form.birth_date(today).unwrap_or_default()))
     }
 
     fn receipt(&self) -> Option<String> {
         let receipt = self.cell(Column::Receipt)?;
-        let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
-        let fits = (1..=RECEIPT_CHARS_MAX).contains(&receipt.chars().count()) && receipt.chars().all(plain);
+        // A number, as such services give it: a name in a column that was taken for another must not become one.
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+        let fits = receipt.len() <= RECEIPT_BYTES_MAX
+            && receipt.chars().all(plain)
+            && receipt.contains(|c: char| c.is_ascii_digit());
         fits.then(|| receipt.to_owned())
     }
 
@@ -261,7 +306,8 @@ impl Row {
         if matches!(procedure, Procedure::Add | Procedure::Remove | Procedure::Close) && applicant.is_none() {
             return Err(Reason::Applicant);
         }
-        Ok(Application { line, receipt: receipt.to_owned(), procedure, applicant, wanted })
+        let content = self.content.clone();
+        Ok(Application { line, receipt: receipt.to_owned(), procedure, applicant, content, wanted })
     }
 
     fn place(&self) -> Result<Place, Reason> {
@@ -282,9 +328,11 @@ impl Row {
         };
         let of = Facility { said: facility.clone(), number: None };
         let said = self.cell(Column::IdKind).unwrap_or_default();
-        let issue = if said.contains("施設") || said.eq_ignore_ascii_case("facility") {
+        let facility_id = said.contains("施設") || said.eq_ignore_ascii_case("facility");
+        let personal_id = said.contains("個人") || said.eq_ignore_ascii_case("personal");
+        let issue = if facility_id && !personal_id {
             Action::IssueFacilityId { facility: of }
-        } else if said.contains("個人") || said.eq_ignore_ascii_case("personal") {
+        } else if personal_id && !facility_id {
             let name = self.form.subject_name().ok_or(Reason::PersonName)?;
             // As with the command: Latin names keep their space.
             let name = if name.is_ascii() { name } else { name.replace(' ', "") };

@@ -376,6 +376,12 @@ impl Case {
         !self.by_staff || self.receipt().is_some()
     }
 
+    /// Who in the control room is told: whoever gave it, and of an application whoever decided it.
+    pub(crate) fn asker(&self) -> &str {
+        let decided_by = self.decided_by.as_deref().filter(|_| self.receipt().is_some());
+        decided_by.unwrap_or(&self.requester)
+    }
+
     /// The key of the call that carries the case out. The first is `case-12-open`; a later attempt after a
     /// failure is another call, because the same key would only repeat the refusal.
     pub(crate) fn key(&self) -> String {

@@ -68,10 +68,9 @@ impl Event {
 
     /// The address of a posted CSV file: e-applications.
     fn list(&self) -> Option<&str> {
-        let is_list = ["filename", "body"].iter().any(|field| {
-            self.content[*field].as_str().is_some_and(|name| name.to_lowercase().ends_with(".csv"))
-        });
-        self.content["url"].as_str().filter(|_| is_list)
+        // Where there is a name, the body is what is written with it.
+        let name = ["filename", "body"].iter().find_map(|field| self.content[*field].as_str())?;
+        self.content["url"].as_str().filter(|_| name.trim_end().to_lowercase().ends_with(".csv"))
     }
 
     /// What a redaction takes back (its place depends on the room's version).
@@ -116,8 +115,24 @@ pub(crate) struct Intake<'a> {
 }
 
 impl Intake<'_> {
-    /// Stores what follows from an event.
+    /// Stores what follows from an event. One that cannot be stored, though the database is well, is said to be so and
+    /// left: the server would send it again for ever, and nobody else would be heard.
     pub(crate) async fn take(&mut self, event: &Event) -> Result<(), Error> {
+        sqlx::query("SAVEPOINT event").execute(&mut *self.db).await?;
+        let taken = self.store(event).await;
+        match taken {
+            Err(error) if error.is_of_the_event() => {
+                tracing::error!(%error, detail = error.detail(), "an event cannot be taken");
+                sqlx::query("ROLLBACK TO event").execute(&mut *self.db).await?;
+                self.owe(event.answer("not-understood", self.texts.not_understood())).await?;
+            }
+            taken => taken?,
+        }
+        sqlx::query("RELEASE event").execute(&mut *self.db).await?;
+        Ok(())
+    }
+
+    async fn store(&mut self, event: &Event) -> Result<(), Error> {
         let own = event.sender == self.facts.city_user;
         let in_control = event.room_id == self.facts.control_room;
         match event.kind.as_str() {
@@ -138,7 +153,7 @@ impl Intake<'_> {
             }
             "m.room.redaction" if in_control => match event.taken_back() {
                 Some(target) => {
-                    store::forget_application_file(self.db, target).await?;
+                    store::take_back_application_file(self.db, target).await?;
                     store::detach_scan(self.db, target).await
                 }
                 None => Ok(()),
@@ -318,8 +333,19 @@ impl Intake<'_> {
                 .owe(event.answer(&format!("no-case-{number}"), self.texts.no_such_case(number)))
                 .await;
         };
+        // What an application waited for may be there by now.
+        if case.state == State::Filed && !case.ready && case.receipt().is_some() {
+            store::update_action(self.db, number, &case.action, false).await?;
+            self.owe(NewTask::examine(&case.room_id, number, case.revision + 1)).await?;
+        }
         if !case.state.may_become(State::Approved) || !case.ready {
             return self.owe(event.answer(&format!("not-{number}"), self.texts.cannot_decide(&case))).await;
+        }
+        if case.state != State::Filed
+            && let Some(twin) = store::twin(self.db, number).await?
+        {
+            let body = self.texts.twin_is_open(number, twin);
+            return self.owe(event.answer(&format!("twin-{number}"), body)).await;
         }
         if second_room && let Action::OpenSubject { confirm_second, .. } = &mut case.action {
             *confirm_second = true;

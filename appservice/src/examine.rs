@@ -63,7 +63,7 @@ impl Bot {
                     key("shown"),
                     self.texts.case_to_decide(&case, &asked_by, consent.as_deref(), &problems),
                 );
-                next.push(if case.by_staff {
+                next.push(if case.by_staff && case.receipt().is_none() {
                     shown.replying(&case.event_id).to(&case.requester).because_of(&case.event_id)
                 } else {
                     shown.about(number).because_of(&case.event_id)
@@ -74,7 +74,15 @@ impl Bot {
                 store::change_case(&mut tx, number, State::Refused, &facts.city_user, Some(&reason)).await?;
                 let answer =
                     NewTask::say(&case.room_id, key("impossible"), self.texts.impossible(number, &reason));
-                next.push(answer.replying(&case.event_id).to(&case.requester).because_of(&case.event_id));
+                let answer = answer.replying(&case.event_id).because_of(&case.event_id);
+                next.push(match case.receipt() {
+                    // Who applied is not in the control room.
+                    Some(receipt) => {
+                        store::give_back_application(&mut tx, receipt, number).await?;
+                        answer
+                    }
+                    None => answer.to(&case.requester),
+                });
             }
         }
         self.finish_in(tx, due, next).await
@@ -106,6 +114,7 @@ impl Bot {
         let mut tx = self.store.begin().await?;
         let reports = store::reports_of_consent(&mut tx, &key).await?;
         let scans = store::scans_of_subject(&mut tx, &key).await?;
+        let withdrawn = store::consent_withdrawn_at(&mut tx, &key).await?;
         // The only connection is not held while the server is asked.
         drop(tx);
         let mut lines = Vec::new();
@@ -114,6 +123,10 @@ impl Bot {
             lines.push(self.texts.report_of_consent(report, &who));
         }
         let known = self.texts.reports_of_consent(&lines);
+        let known = match withdrawn {
+            Some(at) => format!("{known}\n{}", self.texts.was_withdrawn(at)),
+            None => known,
+        };
         Ok(Some(if lines.is_empty() { known } else { format!("{known}\n{}", self.texts.scans(scans)) }))
     }
 
@@ -176,7 +189,7 @@ impl Bot {
     }
 
     /// The room, its status and who is in it.
-    async fn find_place(
+    pub(crate) async fn find_place(
         &self,
         place: &mut Place,
         here: &str,

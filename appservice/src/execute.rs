@@ -70,23 +70,19 @@ impl Bot {
             // With the room's record goes what the bot knows of its subject.
             Action::Life { step: Step::Purge, place, .. } => {
                 let opened_by = answer["opened_by_case"].as_str().and_then(|n| n.parse().ok());
-                store::forget_subject(&mut tx, place.room_id.as_deref().unwrap_or_default(), opened_by)
-                    .await?;
+                let room_id = place.room_id.as_deref().unwrap_or_default();
+                store::forget_subject(&mut tx, room_id, opened_by, files_before(case)).await?;
                 let nameless = store::case(&mut tx, case.number).await?;
                 self.texts.done_to_city(nameless.as_ref().unwrap_or(case), answer)
             }
-            // Applications of a facility that has just been registered go on.
             Action::RegisterFacility { name, .. } => {
-                for waiting in store::waiting_for_facility(&mut tx, name).await? {
-                    store::update_action(&mut tx, waiting.number, &waiting.action, false).await?;
-                    next.push(NewTask::examine(&waiting.room_id, waiting.number, waiting.revision + 1));
-                }
+                next.extend(go_on(&mut tx, name).await?);
                 self.texts.done_to_city(case, answer)
             }
             _ => self.texts.done_to_city(case, answer),
         };
         let told = self.tell_city(facts, format!("{key}-done-city"), done).because_of(&case.event_id);
-        next.push(if case.by_staff { told.replying(&case.event_id).to(&case.requester) } else { told });
+        next.push(if case.by_staff { told.replying(&case.event_id).to(case.asker()) } else { told });
         // In a room that has just been closed nobody can write any more; its closing notice says it.
         let closed_here = matches!(&case.action, Action::Close { place } if place.room_id.as_deref() == Some(case.room_id.as_str()));
         if !case.by_staff && !closed_here {
@@ -119,8 +115,13 @@ impl Bot {
             .tell_city(facts, format!("{}-failed", case.key()), body)
             .about(case.number)
             .because_of(&case.event_id);
-        let told = if case.by_staff { told.replying(&case.event_id).to(&case.requester) } else { told };
-        self.finish_in(tx, due, [told]).await
+        let told = if case.by_staff { told.replying(&case.event_id).to(case.asker()) } else { told };
+        let mut next = vec![told];
+        // Somebody has registered it another way meanwhile.
+        if let (Action::RegisterFacility { name, .. }, "JP_HEYA_EXISTS") = (&case.action, errcode) {
+            next.extend(go_on(&mut tx, name).await?);
+        }
+        self.finish_in(tx, due, next).await
     }
 
     /// The one changing call of a case (docs/internal-api.md); a withdrawal has none.
@@ -205,7 +206,7 @@ impl Bot {
             Action::Life { step, place, reason } => {
                 let mut body = json!({"case": number, "reason": reason});
                 if *step == Step::Purge {
-                    body["forget"] = self.to_forget(place).await?;
+                    body["forget"] = self.to_forget(place, files_before(case)).await?;
                 }
                 if *step == Step::BreakGlass {
                     body["notice"] =
@@ -234,12 +235,12 @@ impl Bot {
     /// What of the city's own rooms is forgotten with a purged room: the events of its subject's cases and reports, with
     /// what follows from them, and its lines in lists. The same until the case is done, so that a repeated call is the
     /// same call.
-    async fn to_forget(&self, place: &crate::cases::Place) -> Result<Value, Unfinished> {
+    async fn to_forget(&self, place: &crate::cases::Place, files_before: i64) -> Result<Value, Unfinished> {
         let room_id = place.room_id.as_deref().unwrap_or_default();
         let answer = self.server.get(&["_heya", "v1", "rooms", room_id], &[]).await?;
         let opened_by = answer["opened_by_case"].as_str().and_then(|number| number.parse().ok());
         let mut tx = self.store.begin().await?;
-        let events = store::events_to_forget(&mut tx, room_id, opened_by).await?;
+        let events = store::events_to_forget(&mut tx, room_id, opened_by, files_before).await?;
         let line = match (place.number, &place.name) {
             (Some(number), Some(name)) => vec![crate::texts::room_line(number, name)],
             _ => Vec::new(),
@@ -254,6 +255,21 @@ impl Bot {
             Found::Some(_) | Found::None => user_id.to_owned(),
         })
     }
+}
+
+/// The applications that waited for a facility to be registered are examined again.
+async fn go_on(tx: &mut Tx, facility: &str) -> Result<Vec<NewTask>, Unfinished> {
+    let mut next = Vec::new();
+    for waiting in store::waiting_for_facility(tx, facility).await? {
+        store::update_action(tx, waiting.number, &waiting.action, false).await?;
+        next.push(NewTask::examine(&waiting.room_id, waiting.number, waiting.revision + 1));
+    }
+    Ok(next)
+}
+
+/// Files of e-applications that are older go with a purge: by when it was decided, so that a repeated call is the same.
+fn files_before(case: &Case) -> i64 {
+    case.decided_at.unwrap_or(case.filed_at) - store::FILE_OF_USE_MS
 }
 
 fn id(person: &Person) -> String {

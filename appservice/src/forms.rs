@@ -7,7 +7,7 @@ use crate::japanese::{iso, parse_date, unquote};
 use crate::people;
 
 /// A line's meaning, whatever it is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Field {
     Name,
     BirthDate,
@@ -132,6 +132,11 @@ impl Form {
             .unwrap_or(name)
             .trim();
         (!name.is_empty() && name.chars().count() <= 60).then(|| name.to_owned())
+    }
+
+    /// The subject's birth date, `YYYY-MM-DD`.
+    pub(crate) fn birth_date(&self, today: Date) -> Option<String> {
+        self.date(Field::BirthDate, today)
     }
 
     fn date(&self, wanted: Field, today: Date) -> Option<String> {
@@ -261,17 +266,56 @@ pub(crate) fn is_yes(value: &str) -> bool {
     let value = value.trim().to_lowercase();
     !is_no(&value)
         && [
-            "はい", "有", "あり", "○", "〇", "◯", "⭕", "☑", "✅", "✓", "✔", "レ", "済", "同意", "可", "yes",
-            "ok", "true",
+            "はい",
+            "有",
+            "あり",
+            "○",
+            "〇",
+            "◯",
+            "⭕",
+            "☑",
+            "✅",
+            "✓",
+            "✔",
+            "レ",
+            "済",
+            "同意",
+            "誓約し",
+            "誓約する",
+            "確認し",
+            "承諾",
+            "了承",
+            "可",
+            "yes",
+            "ok",
+            "true",
         ]
         .iter()
         .any(|yes| value.contains(yes))
 }
 
 fn is_no(value: &str) -> bool {
-    ["いいえ", "無", "なし", "未", "×", "✕", "不", "☐", "□", "ない", "拒", "no"]
-        .iter()
-        .any(|no| value.contains(no))
+    [
+        "いいえ",
+        "無",
+        "なし",
+        "未",
+        "×",
+        "✕",
+        "不",
+        "☐",
+        "□",
+        "ない",
+        "ません",
+        "せぬ",
+        "せず",
+        "かね",
+        "拒",
+        "断り",
+        "no",
+    ]
+    .iter()
+    .any(|no| value.contains(no))
 }
 
 /// The field that a name means; the name must be normalised.

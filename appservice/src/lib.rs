@@ -136,6 +136,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it would come again with the same event: a rule of the tables or of a case, not trouble of the database.
+    fn is_of_the_event(&self) -> bool {
+        match self {
+            Self::Database(sqlx::Error::Database(error)) => {
+                error.is_unique_violation() || error.is_foreign_key_violation() || error.is_check_violation()
+            }
+            Self::Row(_) | Self::IllegalChange { .. } => true,
+            _ => false,
+        }
+    }
+
     /// What a log may say beyond the error itself: the database's own words about its trouble. They name
     /// tables and columns, while a row that cannot be read would be quoted with its content, so nothing is
     /// told of that.

@@ -179,9 +179,11 @@ impl Server {
 }
 
 fn choose(rows: &[AccountRow], person: &Person, said: &str, localpart: &str, exact_only: bool) -> Found {
-    if let Some(row) =
-        rows.iter().find(|row| row.user_id == said || row.login_id == localpart.to_ascii_lowercase())
-    {
+    // An id of another server is nobody's here.
+    let is_id = said.starts_with('@') && said.contains(':');
+    let is_meant =
+        |row: &&AccountRow| row.user_id == said || !is_id && row.login_id == localpart.to_ascii_lowercase();
+    if let Some(row) = rows.iter().find(is_meant) {
         return Found::One(row.clone());
     }
     let wanted = fold(said);

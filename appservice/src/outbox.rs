@@ -4,6 +4,7 @@
 //! what the answer means in the same transaction that deletes the row. Killed between the call and that
 //! commit, it makes the same call again after the restart, under the same key, and gets the same answer.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -167,6 +168,26 @@ pub(crate) struct Bot {
     pub wake: Arc<Notify>,
 }
 
+/// When each lane was served last, in numbers that grow.
+#[derive(Debug, Default)]
+struct Turns {
+    served: HashMap<String, u64>,
+    turn: u64,
+}
+
+impl Turns {
+    /// Lanes that are remembered; beyond it all begin anew.
+    const LANES_MAX: usize = 10_000;
+
+    fn serve(&mut self, lane: &str) {
+        if self.served.len() >= Self::LANES_MAX {
+            self.served.clear();
+        }
+        self.turn += 1;
+        self.served.insert(lane.to_owned(), self.turn);
+    }
+}
+
 /// Why a task is not finished.
 #[derive(Debug)]
 pub(crate) enum Unfinished {
@@ -198,8 +219,9 @@ impl Bot {
     /// Works until dropped. A failing database is waited for, not died of: what is owed is still owed.
     pub(crate) async fn drain(&self) -> Result<(), Error> {
         let mut failures: u32 = 0;
+        let mut turns = Turns::default();
         loop {
-            match self.step().await {
+            match self.step(&mut turns).await {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures = failures.saturating_add(1);
@@ -210,10 +232,11 @@ impl Bot {
         }
     }
 
-    async fn step(&self) -> Result<(), Error> {
-        let Some(due) = self.store.due(now_ms()).await? else {
+    async fn step(&self, turns: &mut Turns) -> Result<(), Error> {
+        let Some(due) = self.store.due(now_ms(), &turns.served).await? else {
             return self.rest().await;
         };
+        turns.serve(&due.lane);
         let pause = match self.perform(&due).await {
             Ok(()) => return Ok(()),
             Err(Unfinished::Call(CallError::Refused { status, errcode, .. })) => {

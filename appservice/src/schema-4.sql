@@ -3,8 +3,17 @@ CREATE TABLE application_files (
     event_id TEXT PRIMARY KEY,       -- the post
     mxc TEXT NOT NULL,
     posted_by TEXT NOT NULL,
-    posted_at BIGINT NOT NULL
+    posted_at BIGINT NOT NULL,
+    taken_back_at BIGINT             -- the post was redacted; kept, so that a purge finds its original
 );
+
+-- Which subjects a file names (name after NFKC without spaces, '|', birth date or nothing), for the purge of their records.
+CREATE TABLE application_subjects (
+    file TEXT NOT NULL,
+    subject_key TEXT NOT NULL,
+    PRIMARY KEY (file, subject_key)
+);
+CREATE INDEX application_subjects_by_subject ON application_subjects (subject_key);
 
 -- Messages of the bot about such a file: a reaction or a reply to one has it taken.
 CREATE TABLE application_messages (
@@ -15,6 +24,7 @@ CREATE TABLE application_messages (
 -- Applications that were taken, by their receipt number (整理番号): each counts once, however often it is imported.
 CREATE TABLE applications (
     receipt TEXT PRIMARY KEY,
+    content TEXT NOT NULL,           -- a hash of the row: the same number with other content is told
     case_number BIGINT,              -- none: a consent was recorded
     taken_by TEXT NOT NULL,
     taken_at BIGINT NOT NULL

@@ -108,7 +108,10 @@ impl Server {
             });
         };
         let path = ["_matrix", "client", "v1", "media", "download", server, id];
-        let request = self.http.get(self.url(&path)).bearer_auth(&self.token.0);
+        let mut url = self.url(&path);
+        // What is still being uploaded is not waited for: nobody else would be answered meanwhile.
+        url.query_pairs_mut().append_pair("timeout_ms", "0");
+        let request = self.http.get(url).bearer_auth(&self.token.0);
         let answer = Answer::to(request).await?;
         let (status, retry_after) = (answer.status, answer.retry_after);
         let bytes = answer.bytes(bytes_max).await?;
@@ -178,6 +181,14 @@ fn refusal(status: StatusCode, json: &Value, retry_after: Option<Duration>) -> C
     // 401 is a wrong token: a mistake in the config that must not cost a case.
     if status == StatusCode::UNAUTHORIZED {
         return CallError::transient("token refused");
+    }
+    // It will be posted again when it is there.
+    if errcode == "M_NOT_YET_UPLOADED" {
+        return CallError::Refused {
+            status: status.as_u16(),
+            errcode: errcode.to_owned(),
+            room_number: None,
+        };
     }
     // A 4xx without a Matrix error object is not the server's own refusal (a proxy, a half-started process).
     if !status.is_client_error() || status == StatusCode::REQUEST_TIMEOUT || errcode.is_empty() {

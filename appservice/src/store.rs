@@ -5,6 +5,7 @@ mod applications;
 mod consents;
 mod scans;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,11 +21,13 @@ use crate::japanese::fold;
 use crate::outbox::{NewTask, Task};
 
 pub(crate) use applications::{
-    SetAside, application_file_of_message, forget_application_file, is_taken, remember_application_file,
-    remember_application_message, set_aside, still_aside, take_application,
+    FILE_OF_USE_MS, SetAside, Taken, application_file_of_message, give_back_application,
+    remember_application_file, remember_application_message, remember_subjects, set_aside, still_aside,
+    take_application, take_back_application_file, taken,
 };
 pub(crate) use consents::{
-    Report, add_consent, events_to_forget, forget_subject, has_consent, reports_of_consent, withdraw_consent,
+    Report, add_consent, consent_withdrawn_at, events_to_forget, forget_subject, has_consent,
+    reports_of_consent, withdraw_consent,
 };
 pub(crate) use scans::{
     Reported, attach_scan, consent_of_message, consent_of_subject, detach_scan, remember_consent_message,
@@ -151,21 +154,25 @@ impl Store {
         Ok(())
     }
 
-    /// The oldest task that is due and has no older one before it in its lane.
-    pub(crate) async fn due(&self, now: i64) -> Result<Option<Due>, Error> {
-        let row = sqlx::query(
-            "SELECT id, lane, key, task, attempts FROM outbox AS o WHERE not_before <= $1
+    /// A task that is due and has no older one before it in its lane: of the lane that was served longest ago, by
+    /// `served` (a number that grows), so that one room's long list holds up no other room.
+    pub(crate) async fn due(&self, now: i64, served: &HashMap<String, u64>) -> Result<Option<Due>, Error> {
+        let heads: Vec<(i64, String)> = sqlx::query_as(
+            "SELECT id, lane FROM outbox AS o WHERE not_before <= $1
              AND NOT EXISTS (SELECT 1 FROM outbox AS older WHERE older.lane = o.lane AND older.id < o.id)
-             ORDER BY id LIMIT 1",
+             ORDER BY id LIMIT 500",
         )
         .bind(now)
-        .fetch_optional(&self.pool)
+        .fetch_all(&self.pool)
         .await?;
-        let Some(row) = row else { return Ok(None) };
+        let next = heads.into_iter().min_by_key(|(id, lane)| (served.get(lane).copied().unwrap_or(0), *id));
+        let Some((id, lane)) = next else { return Ok(None) };
+        let row = sqlx::query("SELECT key, task, attempts FROM outbox WHERE id = $1").bind(id);
+        let row = row.fetch_one(&self.pool).await?;
         let task: String = row.try_get("task")?;
         Ok(Some(Due {
-            id: row.try_get("id")?,
-            lane: row.try_get("lane")?,
+            id,
+            lane,
             key: row.try_get("key")?,
             task: serde_json::from_str(&task)?,
             attempts: row.try_get("attempts")?,
@@ -238,17 +245,57 @@ pub(crate) async fn finish_task(db: &mut SqliteConnection, id: i64) -> Result<()
     Ok(())
 }
 
+/// The case that asks for the same in this room and is open.
+pub(crate) async fn open_case(
+    db: &mut SqliteConnection,
+    origin: Origin<'_>,
+    action: &Action,
+) -> Result<Option<i64>, Error> {
+    open_twin(db, origin.room_id, &fingerprint(origin, action), 0).await
+}
+
+fn fingerprint(origin: Origin<'_>, action: &Action) -> String {
+    let fingerprint = action.fingerprint();
+    if !origin.by_staff && action.consent_key().is_some() {
+        // Who is a subject is for the city alone: nobody is told that somebody else asked about one.
+        return format!("{fingerprint}|{}", origin.sender);
+    }
+    fingerprint
+}
+
+async fn open_twin(
+    db: &mut SqliteConnection,
+    room_id: &str,
+    fingerprint: &str,
+    but: i64,
+) -> Result<Option<i64>, Error> {
+    let open = sqlx::query_scalar(
+        "SELECT number FROM cases WHERE room_id = $1 AND fingerprint = $2 AND number <> $3
+         AND state IN ('filed', 'approved', 'executing')",
+    );
+    Ok(open.bind(room_id).bind(fingerprint).bind(but).fetch_optional(db).await?)
+}
+
+/// Another case that asks for the same as this one in its room and is open.
+pub(crate) async fn twin(db: &mut SqliteConnection, case: i64) -> Result<Option<i64>, Error> {
+    let row: Option<(String, String)> =
+        sqlx::query_as("SELECT room_id, fingerprint FROM cases WHERE number = $1")
+            .bind(case)
+            .fetch_optional(&mut *db)
+            .await?;
+    match row {
+        Some((room_id, fingerprint)) => open_twin(db, &room_id, &fingerprint, case).await,
+        None => Ok(None),
+    }
+}
+
 /// Files a case, unless the same event filed it or the same request is open in the room.
 pub(crate) async fn file_case(
     db: &mut SqliteConnection,
     origin: Origin<'_>,
     action: &Action,
 ) -> Result<Filed, Error> {
-    let mut fingerprint = action.fingerprint();
-    if !origin.by_staff && action.consent_key().is_some() {
-        // Who is a subject is for the city alone: nobody is told that somebody else asked about one.
-        fingerprint = format!("{fingerprint}|{}", origin.sender);
-    }
+    let fingerprint = fingerprint(origin, action);
     let known: Option<i64> =
         sqlx::query_scalar("SELECT number FROM cases WHERE event_id = $1 AND fingerprint = $2")
             .bind(origin.event_id)
@@ -258,13 +305,7 @@ pub(crate) async fn file_case(
     if let Some(number) = known {
         return Ok(Filed::Known(number));
     }
-    let open: Option<i64> = sqlx::query_scalar(
-        "SELECT number FROM cases WHERE room_id = $1 AND fingerprint = $2 AND state IN ('filed', 'approved', 'executing')",
-    )
-    .bind(origin.room_id)
-    .bind(&fingerprint)
-    .fetch_optional(&mut *db)
-    .await?;
+    let open = open_twin(db, origin.room_id, &fingerprint, 0).await?;
     if let Some(number) = open {
         return Ok(Filed::Open(number));
     }

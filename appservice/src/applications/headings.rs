@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::Procedure;
+use super::{Procedure, Unreadable};
 use crate::Error;
 use crate::forms::{self, Field};
 use crate::japanese::{fold, normalise};
 
 /// A column's meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Column {
     Receipt,
     Procedure,
@@ -34,6 +34,9 @@ const COLUMNS: [(Column, &[&str]); 8] = [
     (Column::Pledge, &["誓約", "誓約書", "誓約済", "pledge"]),
 ];
 
+/// A column that is not to be looked at.
+const IGNORED: [&str; 2] = ["見ない", "ignore"];
+
 const PROCEDURES: [(Procedure, &[&str]); 7] = [
     (Procedure::Use, &["利用申請", "利用", "発行", "id発行", "use"]),
     (Procedure::Consent, &["同意", "同意の報告", "同意報告", "consent"]),
@@ -47,7 +50,8 @@ const PROCEDURES: [(Procedure, &[&str]); 7] = [
 /// The headings of one city. Its own words come first.
 #[derive(Debug, Default)]
 pub(crate) struct Headings {
-    columns: HashMap<String, Column>,
+    /// Nothing: a column that is not looked at.
+    columns: HashMap<String, Option<Column>>,
     procedures: HashMap<String, Procedure>,
 }
 
@@ -63,7 +67,11 @@ impl Headings {
         let unknown = |word: &String| Error::Heading(word.clone());
         let mut own = Self::default();
         for (theirs, ours) in columns {
-            own.columns.insert(fold(theirs), known_column(ours).ok_or_else(|| unknown(ours))?);
+            let column = known_column(ours);
+            if column.is_none() && !IGNORED.contains(&fold(ours).as_str()) {
+                return Err(unknown(ours));
+            }
+            own.columns.insert(fold(theirs), column);
         }
         for (theirs, ours) in procedures {
             own.procedures.insert(fold(theirs), known_procedure(ours).ok_or_else(|| unknown(ours))?);
@@ -71,8 +79,30 @@ impl Headings {
         Ok(own)
     }
 
-    pub(super) fn column(&self, heading: &str) -> Option<Column> {
-        self.columns.get(&fold(heading)).copied().or_else(|| known_column(heading))
+    /// What the columns of a file mean. A word of the city's own goes before one of ours for the same; otherwise no
+    /// meaning may come twice, since which of two names is the subject's must not be guessed.
+    pub(super) fn columns(&self, first: &csv::StringRecord) -> Result<Vec<Option<Column>>, Unreadable> {
+        let own: Vec<Option<Column>> =
+            first.iter().map(|heading| self.columns.get(&fold(heading)).copied().flatten()).collect();
+        let mut columns = own.clone();
+        for (at, heading) in first.iter().enumerate() {
+            if !self.columns.contains_key(&fold(heading)) {
+                columns[at] = known_column(heading).filter(|column| !own.contains(&Some(*column)));
+            }
+        }
+        for (at, column) in columns.iter().enumerate() {
+            let before = columns.iter().take(at).position(|other| other.is_some() && other == column);
+            if let Some(before) = before {
+                let shown = |at: usize| first.get(at).unwrap_or_default().chars().take(40).collect();
+                return Err(Unreadable::ColumnTwice(shown(before), shown(at)));
+            }
+        }
+        for (column, name) in [(Column::Receipt, "整理番号"), (Column::Procedure, "手続き")] {
+            if !columns.contains(&Some(column)) {
+                return Err(Unreadable::NoColumn(name));
+            }
+        }
+        Ok(columns)
     }
 
     pub(super) fn procedure(&self, said: &str) -> Option<Procedure> {

@@ -89,6 +89,13 @@ fn a_city_has_words_of_its_own() {
         "お問い合わせ番号,ご用件,部屋番号(数字),ご担当,備考\n12,多職種連携:部屋を閉じる,7,p104217,急ぎ\n";
     let list = read(text.as_bytes(), &headings, TODAY).unwrap();
     assert_eq!(list.applications[0].procedure, Procedure::Close);
+    // A word of the city's own goes before ours, and a column may be left out.
+    let text =
+        "整理番号,手続き,氏名,対象者氏名,申請者,ご担当,部屋番号\n12,終了,申請した人,,だれか,p104217,7\n";
+    let columns = of(&[("氏名", "見ない"), ("ご担当", "申請者")]);
+    let list = read(text.as_bytes(), &Headings::new(&columns, &of(&[])).unwrap(), TODAY).unwrap();
+    assert_eq!(list.applications[0].applicant.as_ref().map(|person| person.said.as_str()), Some("p104217"));
+    assert!(list.subjects.is_empty());
     for (columns, procedures) in [(of(&[("a", "部屋の色")]), of(&[])), (of(&[]), of(&[("a", "開店")]))]
     {
         assert!(matches!(Headings::new(&columns, &procedures), Err(crate::Error::Heading(_))));
@@ -103,7 +110,14 @@ fn a_file_that_is_none_says_why() {
     assert_eq!(unreadable("整理番号,手続き\n,\n ,\n"), Unreadable::Empty);
     assert_eq!(unreadable("番号,手続き\n1,開設\n"), Unreadable::NoColumn("整理番号"));
     assert_eq!(unreadable("整理番号,用件\n1,開設\n"), Unreadable::NoColumn("手続き"));
-    assert_eq!(unreadable("整理番号,受付番号,手続き\n1,2,開設\n"), Unreadable::ColumnTwice("整理番号"));
+    assert_eq!(
+        unreadable("整理番号,受付番号,手続き\n1,2,開設\n"),
+        Unreadable::ColumnTwice("整理番号".to_owned(), "受付番号".to_owned())
+    );
+    assert_eq!(unreadable("整理番号\t手続き\n1\t終了\n"), Unreadable::NoCommas);
+    assert_eq!(unreadable("整理番号,手続き\n\"1,終了\n2,終了\n"), Unreadable::Quotes);
+    let of = unreadable("整理番号,手続き,氏名,対象者氏名\n1,開設,申請者,対象者\n");
+    assert_eq!(of, Unreadable::ColumnTwice("氏名".to_owned(), "対象者氏名".to_owned()));
     let many = "整理番号,手続き\n".to_owned() + &"1,終了\n".repeat(ROWS_MAX + 1);
     assert_eq!(unreadable(&many), Unreadable::TooManyRows);
     assert_eq!(unreadable(&"x".repeat(FILE_BYTES_MAX + 1)), Unreadable::TooLong);
@@ -126,7 +140,7 @@ fn a_row_that_cannot_be_taken_says_why() {
     assert_eq!(reason("事業所,誓約", "利用申請,あおば,はい"), Reason::IdKind);
     assert_eq!(reason("事業所,誓約,IDの種類", "利用申請,あおば,はい,個人ID"), Reason::PersonName);
     assert_eq!(reason("備考", &format!("終了,{}", "あ".repeat(CELL_BYTES_MAX))), Reason::TooLong);
-    for receipt in ["", "1#2", "1 2", &"1".repeat(RECEIPT_CHARS_MAX + 1)] {
+    for receipt in ["", "1#2", "1 2", "山田太郎", "Yamada", &"1".repeat(RECEIPT_BYTES_MAX + 1)] {
         let list = list(&format!("整理番号,手続き,申請者,部屋番号\n{receipt},終了,p1,7\n"));
         assert_eq!((list.aside[0].receipt.as_deref(), &list.aside[0].reason), (None, &Reason::Receipt));
     }
@@ -139,4 +153,49 @@ fn a_row_that_cannot_be_taken_says_why() {
         list.aside.iter().map(|a| (a.line, a.reason.clone())).collect::<Vec<_>>(),
         [(3, Reason::Twice), (4, Reason::RoomNumber)]
     );
+}
+
+/// A refusal must never be read as a consent or a pledge.
+#[test]
+fn no_is_no() {
+    for items in [
+        "①②に同意しません",
+        "①同意します②同意しません",
+        "①には同意しますが、②には同意いたしかねます",
+        "①②には同意できかねます",
+        "①②同意せず",
+    ] {
+        let row = format!("同意の報告,山田太郎,1940-05-01,〇〇市,佐藤,看護師,2026-11-01,{items}");
+        let reason = reason("対象者氏名,生年月日,住所,説明者,説明者の職種,説明日,同意項目", &row);
+        assert!(
+            matches!(&reason, Reason::Gaps(gaps) if gaps.contains(&Gap::CityObtains)),
+            "{items}: {reason:?}"
+        );
+    }
+    for no in ["同意しません", "同意できません", "同意しかねます", "同意しない", "拒否", "不同意"]
+    {
+        let row = format!("同意の報告,山田太郎,1940-05-01,〇〇市,佐藤,看護師,2026-11-01,{no},はい");
+        let columns = "対象者氏名,生年月日,住所,説明者,説明者の職種,説明日,①情報共有への同意,②市が情報を取得することへの同意";
+        assert_eq!(reason(columns, &row), Reason::Gaps(vec![Gap::SharesInformation]), "{no}");
+    }
+    for no in ["同意しません", "誓約に同意いたしかねます", "未", ""] {
+        assert_eq!(
+            reason("事業所,IDの種類,誓約", &format!("利用申請,あおば,施設ID,{no}")),
+            Reason::Pledge,
+            "{no}"
+        );
+    }
+    for yes in ["誓約します", "はい", "確認しました", "必ず守ることを誓約する"] {
+        let list = list(&format!("整理番号,手続き,事業所,IDの種類,誓約\n1,利用申請,あおば,施設ID,{yes}\n"));
+        assert_eq!(list.applications.len(), 1, "{yes}");
+    }
+    assert_eq!(reason("事業所,IDの種類,誓約", "利用申請,あおば,施設ID・個人ID,はい"), Reason::IdKind);
+}
+
+/// Whom a file names is known whatever becomes of its rows.
+#[test]
+fn subjects_are_known() {
+    let list =
+        list("整理番号,手続き,対象者氏名,生年月日\n1,開店,山田 太郎,昭和15年5月1日\n,,鈴木花,\n2,終了,,\n");
+    assert_eq!(list.subjects.into_iter().collect::<Vec<_>>(), ["山田太郎|1940-05-01", "鈴木花|"]);
 }

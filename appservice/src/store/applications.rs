@@ -1,15 +1,22 @@
 //! E-applications (電子申請): the files they come in, which were taken, and which were set aside.
 
+use std::collections::BTreeSet;
+
 use sqlx::{Row, SqliteConnection};
 
 use super::Store;
 use crate::Error;
+use crate::applications::Application;
 use crate::clock::now_ms;
 
 /// How long a row that could not be taken is shown: the applicant is asked, and applies again.
 const ASIDE_MS: i64 = 30 * 24 * 3600 * 1000;
 /// How many of them are shown.
 const ASIDE_MAX: i64 = 50;
+/// How many files one purge takes along: the oldest; the next purge goes on.
+const FILES_FORGOTTEN_MAX: i64 = 100;
+/// So long a file is of use; then it goes with the next purge, whomever it names.
+pub(crate) const FILE_OF_USE_MS: i64 = 30 * 24 * 3600 * 1000;
 
 /// A row that could not be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +29,10 @@ pub(crate) struct SetAside {
 impl Store {
     /// The address of the file that a post has; nothing when it was taken back.
     pub(crate) async fn application_file(&self, event_id: &str) -> Result<Option<String>, Error> {
-        let mxc = sqlx::query_scalar("SELECT mxc FROM application_files WHERE event_id = $1").bind(event_id);
+        let mxc = sqlx::query_scalar(
+            "SELECT mxc FROM application_files WHERE event_id = $1 AND taken_back_at IS NULL",
+        )
+        .bind(event_id);
         Ok(mxc.fetch_optional(&self.pool).await?)
     }
 }
@@ -47,10 +57,19 @@ pub(crate) async fn remember_application_file(
     Ok(())
 }
 
-/// A post was taken back: its file cannot be taken any more.
-pub(crate) async fn forget_application_file(db: &mut SqliteConnection, event_id: &str) -> Result<(), Error> {
+/// A post was taken back: its file cannot be taken any more. The row stays, so that a purge finds the original.
+pub(crate) async fn take_back_application_file(
+    db: &mut SqliteConnection,
+    event_id: &str,
+) -> Result<(), Error> {
     sqlx::query("DELETE FROM application_messages WHERE file = $1").bind(event_id).execute(&mut *db).await?;
-    sqlx::query("DELETE FROM application_files WHERE event_id = $1").bind(event_id).execute(db).await?;
+    sqlx::query(
+        "UPDATE application_files SET taken_back_at = $2 WHERE event_id = $1 AND taken_back_at IS NULL",
+    )
+    .bind(event_id)
+    .bind(now_ms())
+    .execute(db)
+    .await?;
     Ok(())
 }
 
@@ -77,33 +96,42 @@ pub(crate) async fn application_file_of_message(
     event_id: &str,
 ) -> Result<Option<String>, Error> {
     let file = sqlx::query_scalar(
-        "SELECT event_id FROM application_files WHERE event_id = $1 \
-         OR event_id = (SELECT file FROM application_messages WHERE event_id = $1) LIMIT 1",
+        "SELECT event_id FROM application_files WHERE taken_back_at IS NULL AND (event_id = $1 \
+         OR event_id = (SELECT file FROM application_messages WHERE event_id = $1)) LIMIT 1",
     )
     .bind(event_id);
     Ok(file.fetch_optional(db).await?)
 }
 
 /// Whether an application was taken before.
-pub(crate) async fn is_taken(db: &mut SqliteConnection, receipt: &str) -> Result<bool, Error> {
-    let taken: Option<i64> = sqlx::query_scalar("SELECT 1 FROM applications WHERE receipt = $1")
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    No,
+    /// With this content; empty where it is not known any more.
+    As(String),
+}
+
+pub(crate) async fn taken(db: &mut SqliteConnection, receipt: &str) -> Result<Taken, Error> {
+    let content: Option<String> = sqlx::query_scalar("SELECT content FROM applications WHERE receipt = $1")
         .bind(receipt)
         .fetch_optional(db)
         .await?;
-    Ok(taken.is_some())
+    Ok(content.map_or(Taken::No, Taken::As))
 }
 
 /// Records that an application was taken, and became a case or a record of consent.
 pub(crate) async fn take_application(
     db: &mut SqliteConnection,
-    receipt: &str,
+    application: &Application,
     case: Option<i64>,
     by: &str,
 ) -> Result<(), Error> {
+    let receipt = &application.receipt;
     sqlx::query(
-        "INSERT INTO applications (receipt, case_number, taken_by, taken_at) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO applications (receipt, content, case_number, taken_by, taken_at) VALUES ($1, $2, $3, $4, $5)",
     )
     .bind(receipt)
+    .bind(&application.content)
     .bind(case)
     .bind(by)
     .bind(now_ms())
@@ -111,6 +139,91 @@ pub(crate) async fn take_application(
     .await?;
     sqlx::query("DELETE FROM applications_aside WHERE receipt = $1").bind(receipt).execute(db).await?;
     Ok(())
+}
+
+/// Gives a receipt number back whose case could not be taken: the application may be mended, or what it needs be there
+/// later. The case stays, and stands in the way of no other.
+pub(crate) async fn give_back_application(
+    db: &mut SqliteConnection,
+    receipt: &str,
+    case: i64,
+) -> Result<(), Error> {
+    sqlx::query("DELETE FROM applications WHERE receipt = $1").bind(receipt).execute(&mut *db).await?;
+    sqlx::query("UPDATE cases SET fingerprint = fingerprint || '|given back' WHERE number = $1")
+        .bind(case)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// Remembers which subjects a file names, for the purge of their records.
+pub(crate) async fn remember_subjects(
+    db: &mut SqliteConnection,
+    file: &str,
+    subjects: &BTreeSet<String>,
+) -> Result<(), Error> {
+    for subject in subjects {
+        sqlx::query(
+            "INSERT INTO application_subjects (file, subject_key) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        )
+        .bind(file)
+        .bind(subject)
+        .execute(&mut *db)
+        .await?;
+    }
+    Ok(())
+}
+
+/// The posts with files that go with a purged subject: those that name it, and those that were posted before a time.
+/// Files are on their way only, and of one that could not be read nobody knows whom it names.
+pub(super) async fn files_to_forget(
+    db: &mut SqliteConnection,
+    subject_key: &str,
+    before: i64,
+) -> Result<Vec<String>, Error> {
+    let files = sqlx::query_scalar(
+        "SELECT event_id FROM application_files WHERE posted_at < $1 OR event_id IN \
+         (SELECT file FROM application_subjects WHERE subject_key IN ($2, $3)) ORDER BY posted_at, event_id LIMIT $4",
+    )
+    .bind(before)
+    .bind(subject_key)
+    .bind(name_alone(subject_key))
+    .bind(FILES_FORGOTTEN_MAX);
+    Ok(files.fetch_all(db).await?)
+}
+
+/// Forgets those files, and what was taken by them.
+pub(super) async fn forget_files(
+    db: &mut SqliteConnection,
+    subject_key: &str,
+    before: i64,
+) -> Result<(), Error> {
+    for file in files_to_forget(db, subject_key, before).await? {
+        for statement in [
+            "DELETE FROM application_subjects WHERE file = $1",
+            "DELETE FROM application_messages WHERE file = $1",
+            "DELETE FROM applications_aside WHERE file = $1",
+            "DELETE FROM application_files WHERE event_id = $1",
+        ] {
+            sqlx::query(statement).bind(&file).execute(&mut *db).await?;
+        }
+    }
+    // A hash of what a row said, of the applications that have a case of theirs.
+    sqlx::query("UPDATE applications SET content = '' WHERE taken_at < $1")
+        .bind(before)
+        .execute(&mut *db)
+        .await?;
+    sqlx::query("DELETE FROM application_subjects WHERE subject_key IN ($1, $2)")
+        .bind(subject_key)
+        .bind(name_alone(subject_key))
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// The key of a row that names the subject without a birth date.
+fn name_alone(subject_key: &str) -> String {
+    format!("{}|", subject_key.split('|').next().unwrap_or_default())
 }
 
 /// Sets rows of a file aside, in the place of what was set aside of them before.

@@ -1,5 +1,7 @@
 //! The reports of consent (同意の報告): who reported what, when, and whether it was withdrawn.
 
+use std::collections::BTreeSet;
+
 use sqlx::{Row, SqliteConnection};
 
 use crate::Error;
@@ -107,13 +109,15 @@ async fn openings(db: &mut SqliteConnection) -> Result<Vec<(i64, State, Action)>
 const FORGOTTEN_MAX: usize = 500;
 
 /// The events by which the subject of a room came to the city: of the cases about the room, of the case that opened it,
-/// of earlier tries, of reports and withdrawals of consent. Where the subject has another room, only the cases about this
-/// one.
+/// of earlier tries, of reports and withdrawals of consent, and the files of e-applications that name them or are older
+/// than `files_before`. Where the subject has another room, only the cases about this one.
 pub(crate) async fn events_to_forget(
     db: &mut SqliteConnection,
     room_id: &str,
     opened_by: Option<i64>,
+    files_before: i64,
 ) -> Result<Vec<String>, Error> {
+    let mut files = Vec::new();
     let mut events: Vec<String> =
         sqlx::query_scalar("SELECT event_id FROM cases WHERE instr(action, $1) > 0")
             .bind(room_id)
@@ -141,21 +145,17 @@ pub(crate) async fn events_to_forget(
                     .await?;
             events.extend(reports);
             events.extend(super::scans::scan_events(db, &key).await?);
+            files = super::applications::files_to_forget(db, &key, files_before).await?;
         }
         for number in numbers {
             events.extend(super::case(db, number).await?.map(|case| case.event_id));
         }
     }
     // What came by a file is in the file, too; its other rows were taken from it long ago.
-    let files: Vec<String> = events
-        .iter()
-        .map(|origin| event_of(origin))
-        .filter(|event| !events.iter().any(|known| known == event))
-        .map(str::to_owned)
-        .collect();
-    events.splice(0..0, files);
-    events.sort_unstable();
-    events.dedup();
+    let mut all: BTreeSet<String> = events.iter().map(|origin| event_of(origin).to_owned()).collect();
+    all.extend(files);
+    all.extend(events);
+    let mut events: Vec<String> = all.into_iter().collect();
     events.truncate(FORGOTTEN_MAX);
     Ok(events)
 }
@@ -187,6 +187,7 @@ pub(crate) async fn forget_subject(
     db: &mut SqliteConnection,
     room_id: &str,
     opened_by: Option<i64>,
+    files_before: i64,
 ) -> Result<(), Error> {
     let rows: Vec<(i64, String)> =
         sqlx::query_as("SELECT number, action FROM cases WHERE instr(action, $1) > 0")
@@ -229,6 +230,7 @@ pub(crate) async fn forget_subject(
         return Ok(());
     }
     super::scans::forget_scans(db, &key).await?;
+    super::applications::forget_files(db, &key, files_before).await?;
     sqlx::query("DELETE FROM consents WHERE subject_key = $1").bind(&key).execute(&mut *db).await?;
     for number in withdrawals(db, &key).await? {
         let nameless = Action::Withdrawal { name: GONE.to_owned(), birth_date: "0000-00-00".to_owned() };
@@ -260,6 +262,15 @@ async fn set_action(db: &mut SqliteConnection, number: i64, action: &Action) -> 
         .execute(db)
         .await?;
     Ok(())
+}
+
+/// When a consent of the subject was withdrawn last.
+pub(crate) async fn consent_withdrawn_at(
+    db: &mut SqliteConnection,
+    subject_key: &str,
+) -> Result<Option<i64>, Error> {
+    let at = sqlx::query_scalar("SELECT max(withdrawn_at) FROM consents WHERE subject_key = $1");
+    Ok(at.bind(subject_key).fetch_one(db).await?)
 }
 
 /// Marks every consent of the subject as withdrawn; how many there were.

@@ -57,11 +57,15 @@ async fn a_waiting_task_holds_its_lane_only() {
         enqueue(&mut tx, NewTask::say(room, key.to_owned(), String::new())).await.unwrap();
     }
     tx.commit().await.unwrap();
-    let first = store.due(0).await.unwrap().unwrap();
+    let served = std::collections::HashMap::new();
+    let first = store.due(0, &served).await.unwrap().unwrap();
     assert_eq!(first.key, "1");
     store.postpone(first.id, 100).await.unwrap();
-    assert_eq!(store.due(0).await.unwrap().unwrap().key, "3");
+    assert_eq!(store.due(0, &served).await.unwrap().unwrap().key, "3");
     assert_eq!(store.next_due().await.unwrap(), Some(0));
-    assert_eq!(store.due(100).await.unwrap().unwrap().key, "1");
+    assert_eq!(store.due(100, &served).await.unwrap().unwrap().key, "1");
+    // The lane that was served last comes after the others.
+    let served = std::collections::HashMap::from([("!a".to_owned(), 1)]);
+    assert_eq!(store.due(100, &served).await.unwrap().unwrap().key, "3");
     remove(&path);
 }

@@ -122,9 +122,21 @@ impl Texts {
                 format!("「{column}」の列がありません。一行目に見出しが要ります。見出しの名前が違うときは、config.toml の city.application_columns に書いてください。"),
                 format!("There is no column 「{column}」. Headings of the city's own are named in city.application_columns of config.toml."),
             ),
-            Unreadable::ColumnTwice(column) => self.pick(
-                format!("「{column}」の列が二つ以上あります。"),
-                format!("There are two columns 「{column}」."),
+            Unreadable::ColumnTwice(one, other) => self.pick(
+                format!("「{one}」と「{other}」の列は、同じ項目です。どちらを読むか決められません。読まない列を、config.toml の city.application_columns に \"見ない\" と書いてください。"),
+                format!("「{one}」 and 「{other}」 mean the same. Name the one that is not to be read in city.application_columns of config.toml, as \"ignore\"."),
+            ),
+            Unreadable::NoCommas => self.pick(
+                "項目がコンマで区切られていません。CSV（コンマ区切り）で保存してください。",
+                "Its cells are not separated by commas.",
+            ),
+            Unreadable::Quotes => self.pick(
+                "引用符（\"）が閉じていない項目があり、どこまでが一つの申請か分かりません。CSV で保存し直してください。",
+                "A quotation mark is not closed: the rows cannot be told apart.",
+            ),
+            Unreadable::Missing => self.pick(
+                "ファイルの中身がサーバーにありません。もう一度投稿してください。",
+                "The server does not have the file. Please post it again.",
             ),
             Unreadable::Empty => self.pick("申請がありません。", "There is no application in it."),
         };
@@ -145,7 +157,19 @@ impl Texts {
                     format!("missing or unreadable: {gaps}"),
                 );
             }
-            Reason::Receipt => ("整理番号がないか、読めません", "no receipt number"),
+            Reason::Same(case) => {
+                return self.pick(
+                    format!("同じ依頼が案件 {case} として出ています。その案件を決めてから、もう一度取り込んでください"),
+                    format!("case {case} asks for the same: decide it first, then take the file again"),
+                );
+            }
+            Reason::Differs => (
+                "同じ整理番号の申請を、ちがう内容で受け付けています。内容を確かめて、必要なら言葉で入れてください",
+                "taken before with other content",
+            ),
+            Reason::Receipt => {
+                ("整理番号（英数字）がないか、読めません", "no receipt number (letters and digits)")
+            }
             Reason::Twice => {
                 ("同じ整理番号の行がファイルの中にもう一つあります", "the receipt number comes twice")
             }
@@ -161,6 +185,19 @@ impl Texts {
             Reason::ApplicantUnknown => (
                 "申請者がどの利用者か分かりません。利用者IDを確かめてください",
                 "the register does not tell who the applicant is",
+            ),
+            Reason::NotAMember => {
+                ("申請者がその部屋のメンバーではありません", "the applicant is not a member of the room")
+            }
+            Reason::NoSuchRoom => ("その番号の部屋がありません", "no room of that number"),
+            Reason::RoomClosed => ("その部屋はすでに終了しています", "the room is closed"),
+            Reason::NoConsent => (
+                "対象者の同意の報告がまだありません。報告を入れてから、もう一度取り込んでください",
+                "no report of the subject's consent",
+            ),
+            Reason::Withdrawn => (
+                "説明日よりあとに、同意が撤回されています。改めて説明した報告が要ります",
+                "the consent was withdrawn after it was explained",
             ),
             Reason::RoomNumber => ("部屋番号がないか、読めません", "no room number"),
             Reason::People => ("追加・削除する人（メンバー）がありません", "nobody is named (members)"),

@@ -66,6 +66,12 @@ impl Texts {
         self.pick(format!("同意の報告：\n{lines}"), format!("Reports of consent:\n{lines}"))
     }
 
+    /// A consent that was withdrawn before.
+    pub(crate) fn was_withdrawn(&self, at: i64) -> String {
+        let at = stamp(at);
+        self.pick(format!("同意の撤回の記録があります（{at}）"), format!("A consent was withdrawn at {at}"))
+    }
+
     pub(crate) fn which_person(&self, person: &Person, rows: &[AccountRow]) -> String {
         let said = person.text();
         let candidates: Vec<String> = rows
@@ -349,6 +355,22 @@ impl Texts {
         self.pick(
             format!("案件 {number} はすでに「{state}」です（{by}）。"),
             format!("Case {number} is already {state} ({by})."),
+        )
+    }
+
+    /// A case that is open stands in the way of another that asks for the same.
+    pub(crate) fn twin_is_open(&self, number: i64, twin: i64) -> String {
+        self.pick(
+            format!("案件 {number} と同じ依頼が、案件 {twin} として出ています。先に案件 {twin} を承認するか差し戻してください。"),
+            format!("Case {twin} asks for the same as case {number} and is open: decide it first."),
+        )
+    }
+
+    /// An event that could not be taken.
+    pub(crate) fn not_understood(&self) -> String {
+        self.pick(
+            "この投稿は処理できませんでした。システムの担当者に知らせてください。",
+            "This message could not be handled. Please tell whoever runs the system.",
         )
     }
 

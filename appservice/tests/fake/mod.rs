@@ -170,6 +170,11 @@ impl Fake {
         self.change(|inside| inside.files.insert(name.to_owned(), bytes.to_owned()));
     }
 
+    /// Registers a facility, as somebody else would.
+    pub fn register(&self, name: &str) {
+        self.change(|inside| inside.facilities.push(name.to_owned()));
+    }
+
     /// The next call of `what` is refused, without an effect.
     pub fn refuse(&self, what: &str, status: u16, errcode: &str) {
         self.change(|inside| inside.refuse.insert(what.to_owned(), (status, errcode.to_owned())));
