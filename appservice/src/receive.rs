@@ -4,7 +4,7 @@
 //! A receipt number (整理番号) counts once. A row that cannot be taken is set aside with its reason and keeps none of the
 //! others; the same file, or a mended one, may be taken again and again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use crate::applications::{self, Application, Procedure, Reason, Unreadable, Wanted};
 use crate::cases::{Action, Place, origin_in_file};
@@ -184,14 +184,14 @@ impl Bot {
         ) = &application.wanted
             && let Some(number) = place.number
         {
-            if !registers.rooms.contains_key(&number) {
-                let mut place = Place { number: Some(number), ..Place::default() };
-                let found = self.find_place(&mut place, &facts.control_room).await?;
-                registers.rooms.insert(number, found);
-            }
-            let Some(Some((status, members))) = registers.rooms.get(&number) else {
-                return Ok(Err(Reason::NoSuchRoom));
+            let found = match registers.rooms.entry(number) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => {
+                    let mut place = Place { number: Some(number), ..Place::default() };
+                    unknown.insert(self.find_place(&mut place, &facts.control_room).await?)
+                }
             };
+            let Some((status, members)) = found else { return Ok(Err(Reason::NoSuchRoom)) };
             if !applicant.as_ref().is_some_and(|applicant| members.contains(&applicant.user_id)) {
                 return Ok(Err(Reason::NotAMember));
             }
