@@ -130,8 +130,10 @@ pub(crate) enum Unreadable {
     NoCommas,
     /// A quotation mark is not closed: what follows it cannot be told apart.
     Quotes,
-    /// No heading for this column.
-    NoColumn(&'static str),
+    /// No heading for the receipt number.
+    NoReceipts,
+    /// Neither a heading for the procedure nor one in the file's name.
+    NoProcedure,
     /// Two headings mean the same: these.
     ColumnTwice(String, String),
     Empty,
@@ -146,8 +148,9 @@ pub(crate) struct List {
     pub subjects: BTreeSet<String>,
 }
 
-/// Reads a file: CP932 (what Windows calls Shift_JIS) or UTF-8, with or without its mark.
-pub(crate) fn read(bytes: &[u8], headings: &Headings, today: Date) -> Result<List, Unreadable> {
+/// Reads a file: CP932 (what Windows calls Shift_JIS) or UTF-8, with or without its mark. Where it has no column for the
+/// procedure, its name says it.
+pub(crate) fn read(bytes: &[u8], name: &str, headings: &Headings, today: Date) -> Result<List, Unreadable> {
     if bytes.len() > FILE_BYTES_MAX {
         return Err(Unreadable::TooLong);
     }
@@ -164,6 +167,10 @@ pub(crate) fn read(bytes: &[u8], headings: &Headings, today: Date) -> Result<Lis
         return Err(Unreadable::NoCommas);
     }
     let columns = headings.columns(&first)?;
+    let of_all = match columns.contains(&Some(Column::Procedure)) {
+        true => None,
+        false => Some(headings.procedure_in(name).ok_or(Unreadable::NoProcedure)?),
+    };
     let mut list = List::default();
     let mut seen = HashSet::new();
     let mut rows = 0;
@@ -186,7 +193,13 @@ pub(crate) fn read(bytes: &[u8], headings: &Headings, today: Date) -> Result<Lis
             _ if row.is_too_long => Err(Reason::TooLong),
             None => Err(Reason::Receipt),
             Some(receipt) if !seen.insert(receipt.clone()) => Err(Reason::Twice),
-            Some(receipt) => row.application(line, receipt, headings, today),
+            Some(receipt) => {
+                let said = row.cell(Column::Procedure).and_then(|said| headings.procedure(said));
+                match of_all.or(said) {
+                    Some(procedure) => row.application(line, receipt, procedure, today),
+                    None => Err(Reason::Procedure),
+                }
+            }
         };
         match read {
             Ok(application) => list.applications.push(application),
@@ -264,13 +277,9 @@ impl Row {
         &self,
         line: u64,
         receipt: &str,
-        headings: &Headings,
+        procedure: Procedure,
         today: Date,
     ) -> Result<Application, Reason> {
-        let procedure = self
-            .cell(Column::Procedure)
-            .and_then(|said| headings.procedure(said))
-            .ok_or(Reason::Procedure)?;
         let applicant = self.cell(Column::Applicant).map(person);
         let wanted = match procedure {
             Procedure::Use => self.issue()?,

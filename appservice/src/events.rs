@@ -21,6 +21,9 @@ const ANSWER_MS_MAX: i64 = 24 * 3600 * 1000;
 /// The longest message that is read.
 const BODY_BYTES_MAX: usize = 32 * 1024;
 
+/// The longest name of a file of applications.
+const NAME_BYTES_MAX: usize = 1_024;
+
 /// An event in client format, as far as the bot looks at it.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Event {
@@ -66,11 +69,13 @@ impl Event {
         Some(words.join("\n")).filter(|words| words.len() <= BODY_BYTES_MAX)
     }
 
-    /// The address of a posted CSV file: e-applications.
-    fn list(&self) -> Option<&str> {
+    /// Address and name of a posted CSV file: e-applications.
+    fn list(&self) -> Option<(&str, &str)> {
         // Where there is a name, the body is what is written with it.
         let name = ["filename", "body"].iter().find_map(|field| self.content[*field].as_str())?;
-        self.content["url"].as_str().filter(|_| name.trim_end().to_lowercase().ends_with(".csv"))
+        let mxc = self.content["url"].as_str()?;
+        (name.len() <= NAME_BYTES_MAX && name.trim_end().to_lowercase().ends_with(".csv"))
+            .then_some((mxc, name))
     }
 
     /// What a redaction takes back (its place depends on the room's version).
@@ -165,7 +170,7 @@ impl Intake<'_> {
                     && let Some(words) = event.file()
                 {
                     return match event.list() {
-                        Some(mxc) => self.list(event, mxc).await,
+                        Some(file) => self.list(event, file).await,
                         None => self.scan(event, &words).await,
                     };
                 }
@@ -437,8 +442,8 @@ impl Intake<'_> {
     }
 
     /// A CSV file in the control room: read at once, taken on a further word.
-    async fn list(&mut self, event: &Event, mxc: &str) -> Result<(), Error> {
-        store::remember_application_file(self.db, &event.event_id, mxc, &event.sender).await?;
+    async fn list(&mut self, event: &Event, file: (&str, &str)) -> Result<(), Error> {
+        store::remember_application_file(self.db, &event.event_id, file, &event.sender).await?;
         self.read_list(event, event.event_id.clone(), false).await
     }
 

@@ -55,9 +55,9 @@ impl Bot {
         by: &str,
         import: bool,
     ) -> Result<Option<(Tx, String, Vec<NewTask>)>, Unfinished> {
-        let Some(mxc) = self.store.application_file(file).await? else { return Ok(None) };
+        let Some((mxc, name)) = self.store.application_file(file).await? else { return Ok(None) };
         let list = match self.server.medium(&mxc, applications::FILE_BYTES_MAX).await {
-            Ok(Some(bytes)) => applications::read(&bytes, &self.headings, today()),
+            Ok(Some(bytes)) => applications::read(&bytes, &name, &self.headings, today()),
             Ok(None) => Err(Unreadable::TooLong),
             // The server is there and the file is not: everybody else's work must not wait for it for ever.
             Err(CallError::Transient { reason: "server error", .. }) if due.attempts >= ATTEMPTS_MAX => {

@@ -2,6 +2,7 @@
 CREATE TABLE application_files (
     event_id TEXT PRIMARY KEY,       -- the post
     mxc TEXT NOT NULL,
+    name TEXT NOT NULL,              -- what the file is called: it may say the procedure
     posted_by TEXT NOT NULL,
     posted_at BIGINT NOT NULL,
     taken_back_at BIGINT             -- the post was redacted; kept, so that a purge finds its original

@@ -262,6 +262,10 @@ def test_what_is_no_file_of_applications(desk: Desk):
             (b"x" * (1 << 20) + b"x", "long.csv", "1 MB を超えています"),
             (file_of(*[{"お問い合わせ番号": str(i), "ご用件": "終了"} for i in range(301)]), "many.csv", "300件を超えています")):
         posted(desk, content, name, told)
+    # Without a column for it the name says the procedure.
+    text = "整理番号,申請者,部屋番号\nX0," + a.login_id + ",99999\n"
+    posted(desk, text.encode(), "download.csv", "「手続き」の列がなく")
+    posted(desk, text.encode(), "部屋の終了_20261126.csv", "整理番号 X0：その番号の部屋がありません")
     # Members' files, and other files of the staff, are nobody's applications.
     room = server.room(a, desk.staff)
     content = file_of({"お問い合わせ番号": "X1", "ご用件": "終了", "ご担当の利用者ID": a.login_id, "部屋番号": str(desk.number(room))})

@@ -97,12 +97,22 @@ impl Headings {
                 return Err(Unreadable::ColumnTwice(shown(before), shown(at)));
             }
         }
-        for (column, name) in [(Column::Receipt, "整理番号"), (Column::Procedure, "手続き")] {
-            if !columns.contains(&Some(column)) {
-                return Err(Unreadable::NoColumn(name));
-            }
-        }
-        Ok(columns)
+        if columns.contains(&Some(Column::Receipt)) { Ok(columns) } else { Err(Unreadable::NoReceipts) }
+    }
+
+    /// The procedure that a file's name says, where it says one: services give a file for each.
+    pub(super) fn procedure_in(&self, name: &str) -> Option<Procedure> {
+        let name = fold(name);
+        let own = self.procedures.iter().map(|(word, procedure)| (word.as_str(), *procedure));
+        let ours = PROCEDURES
+            .into_iter()
+            .flat_map(|(procedure, words)| words.iter().map(move |word| (*word, procedure)));
+        let said: Vec<(&str, Procedure)> = own.chain(ours).filter(|(word, _)| name.contains(word)).collect();
+        // 利用者の追加 has 利用 and 追加 in it, too.
+        let longest = said.iter().map(|(word, _)| word.len()).max()?;
+        let mut meant = said.into_iter().filter(|(word, _)| word.len() == longest).map(|(_, meant)| meant);
+        let first = meant.next()?;
+        meant.all(|other| other == first).then_some(first)
     }
 
     pub(super) fn procedure(&self, said: &str) -> Option<Procedure> {

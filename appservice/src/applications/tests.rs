@@ -16,7 +16,7 @@ const FILE: &str = "整理番号,手続き,申請者,対象者氏名,生年月�
     R8-0005,利用申請,,高橋 次郎,,,,,看護師,,,,,,あおば訪問看護,訪問看護,個人ID,はい\r\n";
 
 fn list(text: &str) -> List {
-    read(text.as_bytes(), &Headings::default(), TODAY).unwrap()
+    read(text.as_bytes(), "x.csv", &Headings::default(), TODAY).unwrap()
 }
 
 /// The reasons of a file with one row of these columns.
@@ -56,18 +56,18 @@ fn every_procedure_is_read() {
 fn both_encodings_are_read() {
     let (cp932, _, wrong) = encoding_rs::SHIFT_JIS.encode(FILE);
     assert!(!wrong);
-    let plain = read(FILE.as_bytes(), &Headings::default(), TODAY);
-    assert_eq!(read(&cp932, &Headings::default(), TODAY), plain);
+    let plain = read(FILE.as_bytes(), "x.csv", &Headings::default(), TODAY);
+    assert_eq!(read(&cp932, "x.csv", &Headings::default(), TODAY), plain);
     let marked = [b"\xef\xbb\xbf".as_slice(), FILE.as_bytes()].concat();
-    assert_eq!(read(&marked, &Headings::default(), TODAY), plain);
+    assert_eq!(read(&marked, "x.csv", &Headings::default(), TODAY), plain);
     // Characters of CP932 that Shift_JIS itself does not have.
     let (bytes, _, wrong) = encoding_rs::SHIFT_JIS.encode("整理番号,手続き,部屋の名称\n1,開設,①髙﨑会\n");
     assert!(!wrong);
-    let list = read(&bytes, &Headings::default(), TODAY).unwrap();
+    let list = read(&bytes, "x.csv", &Headings::default(), TODAY).unwrap();
     assert!(
         matches!(&list.applications[0].wanted, Wanted::Case(Action::OpenAssociation { name, .. }) if name == "1髙﨑会")
     );
-    assert_eq!(read(b"\xff\xfe\x00\x00,", &Headings::default(), TODAY), Err(Unreadable::Encoding));
+    assert_eq!(read(b"\xff\xfe\x00\x00,", "x.csv", &Headings::default(), TODAY), Err(Unreadable::Encoding));
 }
 
 #[test]
@@ -87,13 +87,13 @@ fn a_city_has_words_of_its_own() {
     let headings = Headings::new(&columns, &of(&[("多職種連携：部屋を閉じる", "終了")])).unwrap();
     let text =
         "お問い合わせ番号,ご用件,部屋番号(数字),ご担当,備考\n12,多職種連携:部屋を閉じる,7,p104217,急ぎ\n";
-    let list = read(text.as_bytes(), &headings, TODAY).unwrap();
+    let list = read(text.as_bytes(), "x.csv", &headings, TODAY).unwrap();
     assert_eq!(list.applications[0].procedure, Procedure::Close);
     // A word of the city's own goes before ours, and a column may be left out.
     let text =
         "整理番号,手続き,氏名,対象者氏名,申請者,ご担当,部屋番号\n12,終了,申請した人,,だれか,p104217,7\n";
     let columns = of(&[("氏名", "見ない"), ("ご担当", "申請者")]);
-    let list = read(text.as_bytes(), &Headings::new(&columns, &of(&[])).unwrap(), TODAY).unwrap();
+    let list = read(text.as_bytes(), "x.csv", &Headings::new(&columns, &of(&[])).unwrap(), TODAY).unwrap();
     assert_eq!(list.applications[0].applicant.as_ref().map(|person| person.said.as_str()), Some("p104217"));
     assert!(list.subjects.is_empty());
     for (columns, procedures) in [(of(&[("a", "部屋の色")]), of(&[])), (of(&[]), of(&[("a", "開店")]))]
@@ -104,12 +104,12 @@ fn a_city_has_words_of_its_own() {
 
 #[test]
 fn a_file_that_is_none_says_why() {
-    let unreadable = |text: &str| read(text.as_bytes(), &Headings::default(), TODAY).unwrap_err();
+    let unreadable = |text: &str| read(text.as_bytes(), "x.csv", &Headings::default(), TODAY).unwrap_err();
     assert_eq!(unreadable(""), Unreadable::Empty);
     assert_eq!(unreadable("整理番号,手続き\n"), Unreadable::Empty);
     assert_eq!(unreadable("整理番号,手続き\n,\n ,\n"), Unreadable::Empty);
-    assert_eq!(unreadable("番号,手続き\n1,開設\n"), Unreadable::NoColumn("整理番号"));
-    assert_eq!(unreadable("整理番号,用件\n1,開設\n"), Unreadable::NoColumn("手続き"));
+    assert_eq!(unreadable("番号,手続き\n1,開設\n"), Unreadable::NoReceipts);
+    assert_eq!(unreadable("整理番号,用件\n1,開設\n"), Unreadable::NoProcedure);
     assert_eq!(
         unreadable("整理番号,受付番号,手続き\n1,2,開設\n"),
         Unreadable::ColumnTwice("整理番号".to_owned(), "受付番号".to_owned())
@@ -198,4 +198,20 @@ fn subjects_are_known() {
     let list =
         list("整理番号,手続き,対象者氏名,生年月日\n1,開店,山田 太郎,昭和15年5月1日\n,,鈴木花,\n2,終了,,\n");
     assert_eq!(list.subjects.into_iter().collect::<Vec<_>>(), ["山田太郎|1940-05-01", "鈴木花|"]);
+}
+
+/// Services give a file for each procedure; then its name says which.
+#[test]
+fn a_files_name_says_the_procedure() {
+    let of = |name: &str| {
+        let text = "整理番号,申請者,部屋番号,メンバー\n1,p104217,7,鈴木一郎さん\n";
+        let procedures = BTreeMap::from([("連携の部屋をやめたい".to_owned(), "終了".to_owned())]);
+        let headings = Headings::new(&BTreeMap::new(), &procedures).unwrap();
+        read(text.as_bytes(), name, &headings, TODAY).map(|list| list.applications[0].procedure)
+    };
+    assert_eq!(of("利用者の追加_20261126.csv"), Ok(Procedure::Add));
+    assert_eq!(of("メンバー削除.csv"), Ok(Procedure::Remove));
+    assert_eq!(of("連携の部屋をやめたい(1).csv"), Ok(Procedure::Close));
+    assert_eq!(of("追加と削除.csv"), Err(Unreadable::NoProcedure));
+    assert_eq!(of("download.csv"), Err(Unreadable::NoProcedure));
 }

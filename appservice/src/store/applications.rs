@@ -27,13 +27,13 @@ pub(crate) struct SetAside {
 }
 
 impl Store {
-    /// The address of the file that a post has; nothing when it was taken back.
-    pub(crate) async fn application_file(&self, event_id: &str) -> Result<Option<String>, Error> {
-        let mxc = sqlx::query_scalar(
-            "SELECT mxc FROM application_files WHERE event_id = $1 AND taken_back_at IS NULL",
+    /// Address and name of the file that a post has; nothing when it was taken back.
+    pub(crate) async fn application_file(&self, event_id: &str) -> Result<Option<(String, String)>, Error> {
+        let file = sqlx::query_as(
+            "SELECT mxc, name FROM application_files WHERE event_id = $1 AND taken_back_at IS NULL",
         )
         .bind(event_id);
-        Ok(mxc.fetch_optional(&self.pool).await?)
+        Ok(file.fetch_optional(&self.pool).await?)
     }
 }
 
@@ -41,15 +41,16 @@ impl Store {
 pub(crate) async fn remember_application_file(
     db: &mut SqliteConnection,
     event_id: &str,
-    mxc: &str,
+    (mxc, name): (&str, &str),
     by: &str,
 ) -> Result<(), Error> {
     sqlx::query(
-        "INSERT INTO application_files (event_id, mxc, posted_by, posted_at) VALUES ($1, $2, $3, $4) \
+        "INSERT INTO application_files (event_id, mxc, name, posted_by, posted_at) VALUES ($1, $2, $3, $4, $5) \
          ON CONFLICT DO NOTHING",
     )
     .bind(event_id)
     .bind(mxc)
+    .bind(name)
     .bind(by)
     .bind(now_ms())
     .execute(db)

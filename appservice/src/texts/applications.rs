@@ -118,9 +118,13 @@ impl Texts {
                 "文字コードが分かりません。シフトJIS（CP932）か UTF-8 の CSV で保存してください。",
                 "It is neither CP932 nor UTF-8.",
             ),
-            Unreadable::NoColumn(column) => self.pick(
-                format!("「{column}」の列がありません。一行目に見出しが要ります。見出しの名前が違うときは、config.toml の city.application_columns に書いてください。"),
-                format!("There is no column 「{column}」. Headings of the city's own are named in city.application_columns of config.toml."),
+            Unreadable::NoReceipts => self.pick(
+                "「整理番号」の列がありません。一行目に見出しが要ります。見出しの名前が違うときは、config.toml の city.application_columns に書いてください。",
+                "There is no column 「整理番号」 (receipt). Headings of the city's own are named in city.application_columns of config.toml.",
+            ),
+            Unreadable::NoProcedure => self.pick(
+                "「手続き」の列がなく、ファイルの名前からも分かりません。「開設.csv」のように、手続き（利用申請、同意の報告、同意の撤回、開設、追加、削除、終了）を一つ、ファイルの名前に入れて投稿してください。",
+                "There is no column 「手続き」 (procedure), and the file's name says none: name it like open.csv.",
             ),
             Unreadable::ColumnTwice(one, other) => self.pick(
                 format!("「{one}」と「{other}」の列は、同じ項目です。どちらを読むか決められません。読まない列を、config.toml の city.application_columns に \"見ない\" と書いてください。"),
