@@ -786,6 +786,88 @@ async fn an_application_for_use_finds_its_facility() {
     assert_eq!(fake.keys("account").len(), 1);
 }
 
+/// What only the registers and the bot's records say against a row uses its receipt number up no more than a fault in it.
+#[tokio::test]
+async fn what_could_not_be_taken_is_taken_later() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    let subject = "山田太郎,1940-05-01,〇〇市1-2-3";
+    let rows = format!(
+        "\nW-1,追加,p104217,,,,,,,,,みどり薬局の鈴木一郎さん,99,,,,\nW-2,開設,p104217,{subject},①,,,,,,,,,,\n\
+         W-3,終了,p104217,,,,,,,,,,7,,,,\nW-3,終了,p104217,,,,,,,,,,7,,,,\n"
+    );
+    fake.upload("early", format!("{HEADINGS}{rows}").as_bytes());
+    bot.deliver("1", json!([posted("$file", "early"), reaction("$file", "✅")])).await;
+    let taken = fake.said(CONTROL, "電子申請を取り込みました").await;
+    for line in [
+        "受け付けた申請：1件\n・整理番号 W-3 部屋の終了（案件 1）\n受け付けられない申請：3件",
+        "・2行目 整理番号 W-1：その番号の部屋がありません",
+        "・3行目 整理番号 W-2：対象者の同意の報告がまだありません",
+        "・5行目 整理番号 W-3：同じ整理番号の行がファイルの中にもう一つあります",
+    ] {
+        assert!(taken.body.contains(line), "{line}: {}", taken.body);
+    }
+    // The consent is reported and withdrawn: a report of what was explained before does not bring it back.
+    bot.deliver(
+        "2",
+        json!([message(CONTROL, "$c", STAFF, CONSENT), message(CONTROL, "$w", STAFF, WITHDRAWAL)]),
+    )
+    .await;
+    fake.said(CONTROL, "同意の撤回がありました").await;
+    let report = |receipt: &str, day: &str| {
+        format!("{receipt},同意の報告,,{subject},,佐藤花子,看護師,{day},①②,,,,,,\n")
+    };
+    let opening = format!("W-2,開設,p104217,{subject},①,,,,,,,,,,\n");
+    fake.upload("old", format!("{HEADINGS}\n{}", report("W-4", "2026-11-01")).as_bytes());
+    bot.deliver("3", json!([posted("$file2", "old"), reaction_as("$r2", "$file2")])).await;
+    fake.said(CONTROL, "・2行目 整理番号 W-4：説明日よりあとに、同意が撤回されています").await;
+    let today = japanese_today();
+    let new = format!("{HEADINGS}\n{opening}{}", report("W-5", &today));
+    fake.upload("new", new.as_bytes());
+    bot.deliver("4", json!([posted("$file3", "new"), reaction_as("$r3", "$file3")])).await;
+    fake.said(
+        CONTROL,
+        "受け付けた申請：2件\n・整理番号 W-2 部屋の開設（案件 2）\n・整理番号 W-5 同意の報告（記録しました）",
+    )
+    .await;
+    let shown = fake.said(CONTROL, "案件 2（").await;
+    assert!(shown.body.contains("同意の撤回の記録があります"), "{}", shown.body);
+
+    // Withdrawn between the filing and the examination, as far as the bot can tell: the case is refused, the number free.
+    let gone = format!(
+        "{HEADINGS}\nW-6,開設,p104217,鈴木花,1941-01-02,〇〇市,①,,,,,,,,,,\nW-7,同意の報告,,鈴木花,1941-01-02,〇〇市,,佐藤,看護師,{today},①②,,,,,,\n"
+    );
+    fake.upload("gone", gone.as_bytes());
+    bot.deliver("5", json!([posted("$file4", "gone")])).await;
+    fake.said(CONTROL, "新しい申請：2件\n・整理番号 W-6").await;
+    fake.hold("send");
+    bot.deliver("5b", json!([reaction_as("$r4", "$file4")])).await;
+    fake.said(CONTROL, "・整理番号 W-6 部屋の開設（案件 3）").await;
+    bot.deliver(
+        "6",
+        json!([message(CONTROL, "$w2", STAFF, "同意の撤回\n対象者氏名：鈴木花\n生年月日：1941-01-02")]),
+    )
+    .await;
+    fake.release();
+    fake.said(CONTROL, "案件 3 はお受けできませんでした").await;
+    let again = format!(
+        "{HEADINGS}\nW-6,開設,p104217,鈴木花,1941-01-02,〇〇市,①,,,,,,,,,,\nW-8,同意の報告,,鈴木花,1941-01-02,〇〇市,,佐藤,看護師,{today},①②,,,,,,\n"
+    );
+    fake.upload("again", again.as_bytes());
+    bot.deliver("7", json!([posted("$file5", "again"), reaction_as("$r5", "$file5")])).await;
+    fake.said(CONTROL, "・整理番号 W-6 部屋の開設（案件 4）").await;
+    assert_eq!(fake.rooms_opened(), 0);
+}
+
+/// The day in Japan: what was explained today was not explained before a withdrawal of today.
+#[expect(clippy::disallowed_methods, reason = "the bot's own clock tells it when a consent was withdrawn")]
+fn japanese_today() -> String {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 9 * 3600;
+    let date = time::OffsetDateTime::from_unix_timestamp(i64::try_from(now).unwrap()).unwrap().date();
+    format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
+}
+
 #[tokio::test]
 async fn a_file_of_no_applications_is_answered() {
     let fake = Fake::start().await;
