@@ -13,7 +13,7 @@ use crate::control::Facts;
 use crate::japanese::{fold, iso};
 use crate::lookup::Found;
 use crate::outbox::{Bot, NewTask, Unfinished};
-use crate::server::CallError;
+use crate::server::{CallError, SERVER_ERROR};
 use crate::store::{self, Due, Filed, Origin, SetAside, Taken, Tx};
 
 /// So often a file is asked for that the server has and cannot give.
@@ -60,7 +60,7 @@ impl Bot {
             Ok(Some(bytes)) => applications::read(&bytes, &name, &self.headings, today()),
             Ok(None) => Err(Unreadable::TooLong),
             // The server is there and the file is not: everybody else's work must not wait for it for ever.
-            Err(CallError::Transient { reason: "server error", .. }) if due.attempts >= ATTEMPTS_MAX => {
+            Err(CallError::Transient { reason: SERVER_ERROR, .. }) if due.attempts >= ATTEMPTS_MAX => {
                 Err(Unreadable::Missing)
             }
             Err(error) => return Err(error.into()),

@@ -13,6 +13,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Opening a room with many members is the longest call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The reason where the server has answered, and could not do it.
+pub(crate) const SERVER_ERROR: &str = "server error";
+
 /// Why a call has no answer. Neither form holds text that the server wrote: it might name a person.
 #[derive(Debug)]
 pub(crate) enum CallError {
@@ -192,7 +195,7 @@ fn refusal(status: StatusCode, json: &Value, retry_after: Option<Duration>) -> C
     }
     // A 4xx without a Matrix error object is not the server's own refusal (a proxy, a half-started process).
     if !status.is_client_error() || status == StatusCode::REQUEST_TIMEOUT || errcode.is_empty() {
-        return CallError::Transient { reason: "server error", retry_after };
+        return CallError::Transient { reason: SERVER_ERROR, retry_after };
     }
     let errcode: String =
         errcode.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.')).take(64).collect();

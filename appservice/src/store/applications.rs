@@ -175,7 +175,7 @@ pub(crate) async fn remember_subjects(
     Ok(())
 }
 
-/// The posts with files that go with a purged subject: those that name it, and those that were posted before a time.
+/// The posts with files that go with a purged subject: those that name it, first, and those that were posted before a time.
 /// Files are on their way only, and of one that could not be read nobody knows whom it names.
 pub(super) async fn files_to_forget(
     db: &mut SqliteConnection,
@@ -183,8 +183,9 @@ pub(super) async fn files_to_forget(
     before: i64,
 ) -> Result<Vec<String>, Error> {
     let files = sqlx::query_scalar(
-        "SELECT event_id FROM application_files WHERE posted_at < $1 OR event_id IN \
-         (SELECT file FROM application_subjects WHERE subject_key IN ($2, $3)) ORDER BY posted_at, event_id LIMIT $4",
+        "SELECT event_id FROM (SELECT event_id, posted_at, EXISTS (SELECT 1 FROM application_subjects s \
+             WHERE s.file = f.event_id AND s.subject_key IN ($2, $3)) AS names_it FROM application_files f) \
+         WHERE names_it OR posted_at < $1 ORDER BY names_it DESC, posted_at, event_id LIMIT $4",
     )
     .bind(before)
     .bind(subject_key)
@@ -209,16 +210,8 @@ pub(super) async fn forget_files(
             sqlx::query(statement).bind(&file).execute(&mut *db).await?;
         }
     }
-    // A hash of what a row said, of the applications that have a case of theirs.
-    sqlx::query("UPDATE applications SET content = '' WHERE taken_at < $1")
-        .bind(before)
-        .execute(&mut *db)
-        .await?;
-    sqlx::query("DELETE FROM application_subjects WHERE subject_key IN ($1, $2)")
-        .bind(subject_key)
-        .bind(name_alone(subject_key))
-        .execute(db)
-        .await?;
+    // Nobody takes those rows again: the hash of what they said is of no more use.
+    sqlx::query("UPDATE applications SET content = '' WHERE taken_at < $1").bind(before).execute(db).await?;
     Ok(())
 }
 

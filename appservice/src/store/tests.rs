@@ -69,3 +69,33 @@ async fn a_waiting_task_holds_its_lane_only() {
     assert_eq!(store.due(100, &served).await.unwrap().unwrap().key, "3");
     remove(&path);
 }
+
+#[tokio::test]
+async fn a_purge_takes_the_subjects_own_files_first() {
+    let path = file("files");
+    let store = Store::open(&path).await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    for n in 0..150 {
+        remember_application_file(&mut tx, &format!("$old{n}"), ("mxc://x/y", "a.csv"), "@s:x")
+            .await
+            .unwrap();
+    }
+    let key = crate::cases::subject_key("山田 太郎", "1940-05-01");
+    for (event, subject) in
+        [("$new", key.as_str()), ("$nameless", "山田太郎|"), ("$other", "鈴木花|1941-01-02")]
+    {
+        remember_application_file(&mut tx, event, ("mxc://x/y", "a.csv"), "@s:x").await.unwrap();
+        remember_subjects(&mut tx, event, &[subject.to_owned()].into()).await.unwrap();
+    }
+    sqlx::raw_sql("UPDATE application_files SET posted_at = 1 WHERE event_id LIKE '$old%'")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    let files = applications::files_to_forget(&mut tx, &key, 2).await.unwrap();
+    assert_eq!((&files[..2], files.len()), (["$nameless".to_owned(), "$new".to_owned()].as_slice(), 100));
+    // The next purge goes on with those that are left.
+    applications::forget_files(&mut tx, &key, 2).await.unwrap();
+    assert_eq!(applications::files_to_forget(&mut tx, &key, 2).await.unwrap().len(), 52);
+    tx.commit().await.unwrap();
+    remove(&path);
+}
