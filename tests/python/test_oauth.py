@@ -1171,21 +1171,10 @@ def test_openid_tokens(city, fresh):
 @pytest.fixture(scope="module")
 def desk():
     """A city that sends mail and lets people replace a forgotten password by it."""
-    from test_room_life import Controller, Desk, Post
+    from test_room_life import desk_with_mail
 
-    post = Post()
-    (port,) = free_ports(1)
-    post.controller = Controller(post, hostname="127.0.0.1", port=port)
-    post.controller.start()
-    server = Server(config={"policy": {"password_reset_by_mail": True, "oauth": True, "rate_limits": False},
-                            "mail": {"enabled": True, "smtp_host": "localhost", "smtp_port": port,
-                                     "smtp_security": "none", "digest_seconds": 1}})
-    try:
-        server.post = post
-        yield Desk(server)
-    finally:
-        server.remove()
-        post.controller.stop()
+    with desk_with_mail(policy={"password_reset_by_mail": True, "oauth": True, "rate_limits": False}) as desk:
+        yield desk
 
 
 class Reset:

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from harness import Client, Person, Server, free_ports, quote, wait_for
-from test_room_life import Controller, Desk, Post, lived, subject_room
+from harness import Client, Person, Server, quote, wait_for
+from test_room_life import Desk, desk_with_mail, lived, subject_room
 
 C = "/_matrix/client/v3"
 R = f"{C}/rooms/"
@@ -34,19 +34,8 @@ def told_by_city(server: Server, staff: Person, pattern: str) -> list[str]:
 @pytest.fixture(scope="module")
 def desk():
     """A city that sends mail."""
-    post = Post()
-    (port,) = free_ports(1)
-    # aiosmtpd checks port 0 by connecting to it.
-    post.controller = Controller(post, hostname="127.0.0.1", port=port)
-    post.controller.start()
-    server = Server(config={"mail": {"enabled": True, "smtp_host": "localhost", "smtp_port": port, "smtp_security": "none",
-                                     "digest_seconds": 1}})
-    try:
-        server.post = post
-        yield Desk(server)
-    finally:
-        server.remove()
-        post.controller.stop()
+    with desk_with_mail() as desk:
+        yield desk
 
 
 def lockouts(desk: Desk, address: str | None = None) -> list:

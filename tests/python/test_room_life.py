@@ -21,12 +21,13 @@ import subprocess
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator
 
 import pytest
 import requests
 from aiosmtpd.controller import Controller
 
-from harness import LIBFAKETIME, PG_BIN, Answer, Client, Person, Postgres, Server, quote, wait_for
+from harness import LIBFAKETIME, PG_BIN, Answer, Client, Person, Postgres, Server, free_ports, quote, wait_for
 from test_rooms import FORBIDDEN, NOT_FOUND, PNG, R, READS, World, media_path, upload
 
 STATE = (409, "JP_HEYA_ROOM_STATE")
@@ -1506,21 +1507,15 @@ class Post:
         return [mail.get_content() for mail in list(self.mails) if address in mail.to]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def desk(request: pytest.FixtureRequest):
-    """A city with bot and bridge that keeps nothing, and somebody at the control room."""
-    if request.param == "postgres":
-        request.getfixturevalue("postgres")
+@contextlib.contextmanager
+def desk_with_mail(database: str = "sqlite", *, bot: bool = False, **config: dict) -> Iterator[Desk]:
+    """Somebody at the control room of a city whose mails come into a box."""
     post = Post()
     # The port is not known before it is bound, and aiosmtpd checks port 0 by connecting to it.
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     post.controller = Controller(post, hostname="127.0.0.1", port=port)
     post.controller.start()
-    server = Server(request.param, bot=True, config=NO_RETENTION | {"mail": {
+    server = Server(database, bot=bot, config=config | {"mail": {
         "enabled": True, "smtp_host": "localhost", "smtp_port": port, "smtp_security": "none", "digest_seconds": 1}})
     try:
         server.post = post
@@ -1528,6 +1523,15 @@ def desk(request: pytest.FixtureRequest):
     finally:
         server.remove()
         post.controller.stop()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def desk(request: pytest.FixtureRequest):
+    """A city with bot and bridge that keeps nothing, and somebody at the control room."""
+    if request.param == "postgres":
+        request.getfixturevalue("postgres")
+    with desk_with_mail(request.param, bot=True, **NO_RETENTION) as desk:
+        yield desk
 
 
 class Desk:
