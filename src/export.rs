@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use self::polls::{Poll, words};
+use self::polls::Poll;
+pub(crate) use self::polls::words;
 use crate::{
     audit::{hex, written_date, written_time},
     error::{Error, Result},

@@ -16,6 +16,7 @@ pub mod files;
 pub mod http;
 pub mod keys;
 pub mod media;
+pub mod originals;
 pub mod parts;
 pub mod push;
 pub mod reading;

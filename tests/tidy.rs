@@ -7,7 +7,7 @@ const LAYERS: &[&[&str]] = &[
     &["parts"],
     &["serve", "backup"],
     &["api"],
-    &["export"],
+    &["export", "originals"],
     &[
         "appservices",
         "search",

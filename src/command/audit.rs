@@ -1,14 +1,16 @@
-//! `heya audit`: proves the chain, and shows who looked at a subject's room.
+//! `heya audit`: proves the chain, shows who looked at a subject's room, and what was edited or redacted there.
 
-use std::process::ExitCode;
+use std::{collections::HashMap, process::ExitCode};
 
 use clap::Subcommand;
 use heya::{
     audit::{Entry, Verdict, verify, written_time},
     config::Config,
     error::{Error, Result},
+    originals,
     store::{self, Db},
 };
+use ruma::OwnedRoomId;
 
 /// `heya audit …`
 #[derive(Subcommand)]
@@ -25,6 +27,18 @@ pub enum Audit {
         /// At most so many entries, the newest.
         #[arg(long, default_value_t = 200)]
         limit: i64,
+    },
+    /// Show what was edited or redacted in a room, with every version, who did it and when (C26).
+    ///
+    /// For an auditor: members see none of this. It holds what was written about the subject, on the terminal's screen
+    /// only. The server must run: that it was read, and why, is logged first. A purged room has nothing of it.
+    Originals {
+        /// The room number (部屋番号).
+        #[arg(long)]
+        room: i64,
+        /// Why it is read (理由), for the log; at most 500 characters.
+        #[arg(long)]
+        reason: String,
     },
 }
 
@@ -59,6 +73,12 @@ pub async fn run(config: &Config, audit: Audit) -> Result<ExitCode> {
             list(&db, room, limit).await?;
             ExitCode::SUCCESS
         }
+        Audit::Originals { room, reason } => {
+            let body = serde_json::json!({"room": room, "reason": reason});
+            super::call(config, reqwest::Method::POST, "audit/originals", Some(body)).await?;
+            originals(&db, room).await?;
+            ExitCode::SUCCESS
+        }
     };
     db.close().await;
     Ok(code)
@@ -75,10 +95,7 @@ async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
     let mut conn = db.read().await?;
     let mut room_id = None;
     if let Some(number) = room {
-        let found = store::rooms::city_rooms(&mut conn).await?;
-        let row = found.into_iter().find(|row| row.room_number == Some(number));
-        room_id =
-            Some(row.ok_or_else(|| Error::internal(format!("部屋番号{number}の部屋はありません")))?.room_id);
+        room_id = Some(room_id_of(&mut conn, number).await?);
     }
     let rows = match &room_id {
         Some(room_id) => store::audit::of_room(&mut conn, room_id.as_str(), limit).await?,
@@ -127,4 +144,64 @@ async fn list(db: &Db, room: Option<i64>, limit: i64) -> Result<()> {
         );
     }
     Ok(())
+}
+
+async fn room_id_of(conn: &mut store::Conn, number: i64) -> Result<OwnedRoomId> {
+    let row = store::rooms::by_number(conn, number).await?;
+    Ok(row.ok_or_else(|| Error::internal(format!("部屋番号{number}の部屋はありません")))?.room_id)
+}
+
+async fn originals(db: &Db, room: i64) -> Result<()> {
+    let mut conn = db.read().await?;
+    let room_id = room_id_of(&mut conn, room).await?;
+    let posts = originals::of_room(&mut conn, &room_id).await?;
+    if posts.is_empty() {
+        println!("部屋番号{room}に、訂正または取り消された投稿はありません。");
+        return Ok(());
+    }
+    println!("部屋番号{room}で訂正または取り消された投稿: {}件", posts.len());
+    let mut names: HashMap<String, String> = HashMap::new();
+    for (n, post) in posts.iter().enumerate() {
+        for (at, version) in post.versions.iter().enumerate() {
+            let event = &version.event;
+            let what = match (at, event.is_state()) {
+                (0, false) => "投稿".to_owned(),
+                (0, true) => format!("設定 {}", one_line(&event.kind.to_string())),
+                _ => "訂正".to_owned(),
+            };
+            if at == 0 {
+                println!("\n{}. {}", n + 1, event.event_id);
+            }
+            let who = called(&mut conn, &mut names, event.sender.as_str()).await?;
+            println!("   {} {what} {who}", written_time(event.ts));
+            for line in originals::text(event).lines() {
+                println!("   │ {}", one_line(line));
+            }
+            if let Some(by) = &version.redaction {
+                let who = called(&mut conn, &mut names, by.sender.as_str()).await?;
+                let reason = by.content_str("reason").filter(|reason| !reason.is_empty());
+                let reason = reason.map(|reason| format!(" 理由: {}", one_line(&reason))).unwrap_or_default();
+                println!("   {} 取消 {who}{reason}", written_time(by.ts));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A person's name and id, asked for once.
+async fn called(
+    conn: &mut store::Conn,
+    names: &mut HashMap<String, String>,
+    user_id: &str,
+) -> Result<String> {
+    if let Some(known) = names.get(user_id) {
+        return Ok(known.clone());
+    }
+    let profile = store::personal::profile(conn, user_id).await?;
+    let called = match profile.and_then(|profile| profile.display_name).filter(|name| !name.is_empty()) {
+        Some(name) => format!("{} ({})", one_line(&name), one_line(user_id)),
+        None => one_line(user_id),
+    };
+    names.insert(user_id.to_owned(), called.clone());
+    Ok(called)
 }

@@ -8,7 +8,7 @@ use crate::rooms::pdu::Event;
 const ANSWERS_MAX: usize = 100;
 
 /// The text of a part of an event.
-pub(super) fn words(part: &Value) -> String {
+pub(crate) fn words(part: &Value) -> String {
     ["/body", "/m.text/0/body", "/m.text", "/org.matrix.msc1767.text"]
         .iter()
         .find_map(|path| part.pointer(path)?.as_str())

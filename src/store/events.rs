@@ -249,6 +249,18 @@ pub async fn originals(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Arc<Even
     )?)
 }
 
+/// The edits of a room that were not redacted, as events, oldest first.
+pub async fn edits(conn: &mut Conn, room_id: &RoomId) -> Result<Vec<Arc<Event>>> {
+    events(all!(
+        conn,
+        Row,
+        "SELECT e.position, e.event_id, e.room_id, e.pdu, e.redacted_by, e.device_id, e.txn_id \
+         FROM relations r JOIN events e ON e.event_id = r.event_id \
+         WHERE r.room_id = $1 AND r.rel_type = 'm.replace' ORDER BY e.position",
+        room_id.as_str()
+    )?)
+}
+
 /// An event by its id.
 pub async fn by_id(conn: &mut Conn, event_id: &EventId) -> Result<Option<Arc<Event>>> {
     one!(

@@ -105,6 +105,19 @@ pub async fn city_rooms(conn: &mut Conn) -> Result<Vec<RoomRow>> {
     .collect()
 }
 
+/// The room of the city with a number.
+pub async fn by_number(conn: &mut Conn, number: i64) -> Result<Option<RoomRow>> {
+    one!(
+        conn,
+        Stored,
+        "SELECT room_id, version, head, depth, state_version, last_position, status, kind, room_number, facility, \
+         subject_key, created_at, closed_at, archived_at, opened_by_case FROM rooms WHERE room_number = $1",
+        number
+    )?
+    .map(TryInto::try_into)
+    .transpose()
+}
+
 /// The open room of a subject.
 pub async fn open_room_of_subject(conn: &mut Conn, subject_key: &str) -> Result<Option<i64>> {
     Ok(one!(

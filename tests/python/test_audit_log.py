@@ -342,3 +342,71 @@ def test_in_another_room_the_terminal_is_known_while_it_is_logged_in(desk: Desk)
     desk.say("メール通知 すべて", "メール通知", person=member, room=direct)
     (chosen,) = [row for row in listed(server, "--limit", "20").entries if row["action"] == "mail.scope"]
     assert place(chosen) == (stood(server, member)[0], "-", "-")
+
+
+# What was edited or redacted, for an auditor (C26) --------------------------------------------------------------------
+
+
+def originals(server: Server, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(server.command("audit", "originals", *words), capture_output=True, text=True, timeout=60,
+                          cwd=server.folder)
+
+
+def test_an_auditor_reads_every_version(logged: Server):
+    """Who wrote, edited and redacted what and when, in a closed room too; the reading is in the log with its reason."""
+    a, b = logged.crew
+    room = logged.room(a, b)
+    number = str(logged.look(f"rooms/{quote(room)}")["room_number"])
+    none = originals(logged, "--room", number, "--reason", "年次監査")
+    assert none.returncode == 0 and "訂正または取り消された投稿はありません" in none.stdout, none
+
+    untouched, first, second, third = (f"記載{n}{secrets.token_hex(4)}" for n in range(4))
+    kept = a.client.say(room, untouched)
+    edited = a.client.say(room, first)
+    new = {"msgtype": "m.text", "body": f"{second}\n        9. $forged の行"}
+    edit = a.client.say(room, f"* {second}", **{"m.new_content": new,
+                                              "m.relates_to": {"rel_type": "m.replace", "event_id": edited}})
+    b.client.say(room, "別人の訂正", **{"m.new_content": {"msgtype": "m.text", "body": "別人の訂正"},
+                                   "m.relates_to": {"rel_type": "m.replace", "event_id": kept}})
+    taken = b.client.say(room, third)
+    b.client.ok("PUT", f"{R}{quote(room)}/redact/{quote(taken)}/t1", {"reason": "宛先違い\nでした"})
+    a.client.ok("PUT", f"{R}{quote(room)}/redact/{quote(edit)}/t2", {})
+    logged.close_room(room)
+
+    done = originals(logged, "--room", number, "--reason", "年次監査 2回目")
+    assert done.returncode == 0, done.stderr
+    head, *posts = re.split(r"\n\n\d+\. (?=\$)", done.stdout)
+    assert head == f"部屋番号{number}で訂正または取り消された投稿: 2件", done.stdout
+    when = r"\d+年\d+月\d+日 \d\d:\d\d"
+    by_a, by_b = (re.escape(f"{reader_name(logged, person)} ({person.user_id})") for person in (a, b))
+    assert re.fullmatch(rf"""{re.escape(edited)}
+   {when} 投稿 {by_a}
+   │ {first}
+   {when} 訂正 {by_a}
+   │ {second}
+   │ {" " * 8}9. \$forged の行
+   {when} 取消 {by_a}""", posts[0]), posts[0]
+    assert re.fullmatch(rf"""{re.escape(taken)}
+   {when} 投稿 {by_b}
+   │ {third}
+   {when} 取消 {by_b} 理由: 宛先違い␤でした\n""", posts[1]), posts[1]
+    assert untouched not in done.stdout, "what everybody reads is not repeated"
+
+    readings = of_room(logged, room).of("originals.read")
+    assert [entry["detail"] for entry in readings] == ["年次監査", "年次監査 2回目"]
+    assert all(entry["who"] == "command" for entry in readings)
+
+
+def test_originals_are_read_for_a_reason(logged: Server):
+    """No reason, too long a one, or no such room: refused, nothing shown, nothing logged."""
+    a, b = logged.crew
+    room = logged.room(a, b)
+    number = str(logged.look(f"rooms/{quote(room)}")["room_number"])
+    for words in (("--room", number), ("--room", number, "--reason", " "), ("--room", number, "--reason", "あ" * 501),
+                  ("--room", "99999", "--reason", "監査"), ("--reason", "監査")):
+        done = originals(logged, *words)
+        assert done.returncode != 0 and done.stderr and not done.stdout, (words, done)
+    assert not of_room(logged, room).of("originals.read")
+    assert logged.act("audit/originals", {"room": 99999, "reason": "x"}, expect=None).told == (404, "M_NOT_FOUND")
+    assert logged.act("audit/originals", {"room": int(number)}, expect=None).told == (400, "M_MISSING_PARAM")
+    assert logged.act("audit/originals", {"room": int(number), "reason": "あ" * 501}, expect=None).told == (400, "M_INVALID_PARAM")

@@ -1,19 +1,40 @@
-//! Reading the audit log is itself logged (C24).
+//! Reading the audit log is itself logged (C24), and so is reading what was edited or redacted in a room (C26).
 
 use http::Method;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::once;
-use crate::{audit::Entry, http::route::Routes, rooms::committer::Hint};
+use super::{life::REASON_CHARS_MAX, once};
+use crate::{
+    audit::Entry,
+    error::{Code, Result, invalid, refuse},
+    http::route::Routes,
+    rooms::{batch::Batch, committer::Hint, life::record},
+    store,
+};
 
 #[derive(Deserialize)]
 struct Read {
     room: Option<i64>,
 }
 
+#[derive(Deserialize)]
+struct Originals {
+    room: i64,
+    #[serde(default)]
+    reason: String,
+}
+
 /// Adds the routes.
 pub fn routes(routes: Routes) -> Routes {
+    let routes = routes.at(Method::POST, "/_heya/v1/audit/originals", |server, call| {
+        once(
+            server,
+            call,
+            |_: &Originals| Hint::default(),
+            |batch, body, acting| Box::pin(async move { originals(batch, &body, &acting).await }),
+        )
+    });
     routes.at(Method::POST, "/_heya/v1/audit/read", |server, call| {
         once(
             server,
@@ -35,4 +56,23 @@ pub fn routes(routes: Routes) -> Routes {
             },
         )
     })
+}
+
+/// Says in the log that somebody reads what was edited or redacted in a room, and why, before they see it.
+async fn originals(batch: &mut Batch, body: &Originals, acting: &str) -> Result<serde_json::Value> {
+    let reason = body.reason.trim();
+    if reason.is_empty() {
+        return Err(refuse(Code::MissingParam, "A reason is needed (理由が必要です)."));
+    }
+    if reason.chars().count() > REASON_CHARS_MAX {
+        return Err(invalid("A reason has at most 500 characters (理由は500字までです)."));
+    }
+    let room = store::rooms::by_number(batch.sql().await?, body.room).await?.ok_or_else(|| {
+        refuse(
+            Code::NotFound,
+            format!("There is no room number {0} (部屋番号{0}の部屋はありません).", body.room),
+        )
+    })?;
+    record(batch, acting, "originals.read", &room.room_id, "", reason);
+    Ok(json!({"room_id": room.room_id}))
 }

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The longest reason, in characters.
-const REASON_CHARS_MAX: usize = 500;
+pub(super) const REASON_CHARS_MAX: usize = 500;
 /// Events, and lines, that a purge names in the city's own rooms.
 const FORGET_MAX: usize = 500;
 
