@@ -481,6 +481,8 @@ async fn hourly(server: &Arc<Server>) -> Result<()> {
                 let now = batch.now;
                 let conn = batch.sql().await?;
                 store::oauth::forget_old(conn, now).await?;
+                store::push::forget_mails(conn, before).await?;
+                store::terminals::forget_codes(conn, before).await?;
                 store::events::forget_txns(conn, before).await
             })
         })

@@ -18,6 +18,8 @@ use crate::texts::Texts;
 
 /// How long an answer to 「市への依頼でしょうか」 counts.
 const ANSWER_MS_MAX: i64 = 24 * 3600 * 1000;
+/// Requests and reports of consent taken from one person within a day.
+const ASKED_A_DAY_MAX: i64 = 50;
 /// The longest message that is read.
 const BODY_BYTES_MAX: usize = 32 * 1024;
 
@@ -474,7 +476,15 @@ impl Intake<'_> {
         }
         let question = store::take_question(self.db, &event.room_id, &event.sender).await?;
         let question = question.filter(|question| now_ms() - question.asked_at <= ANSWER_MS_MAX);
-        match (requests::hear(text, today()), question) {
+        let heard = requests::hear(text, today());
+        // Each is a row for years and a post or two in the control room, which the city reads.
+        if !matches!(heard, Heard::Nothing | Heard::No | Heard::Help)
+            && !self.facts.is_staff(&event.sender)
+            && store::asked_since(self.db, &event.sender, now_ms() - 86_400_000).await? >= ASKED_A_DAY_MAX
+        {
+            return self.owe(event.answer("too-many", self.texts.asked_too_often())).await;
+        }
+        match (heard, question) {
             (Heard::Yes, Some(question)) => {
                 let origin = Origin { event_id: &question.event_id, ..event.origin(false) };
                 for action in &question.actions {

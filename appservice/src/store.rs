@@ -501,6 +501,17 @@ pub(crate) async fn case_of_message(db: &mut SqliteConnection, event_id: &str) -
     Ok(number.fetch_optional(db).await?)
 }
 
+/// How many requests and reports of consent were taken from somebody since a time.
+pub(crate) async fn asked_since(db: &mut SqliteConnection, sender: &str, since: i64) -> Result<i64, Error> {
+    let count = sqlx::query_scalar(
+        "SELECT (SELECT count(*) FROM cases WHERE requester = $1 AND filed_at >= $2) \
+         + (SELECT count(*) FROM consents WHERE reported_by = $1 AND reported_at >= $2)",
+    )
+    .bind(sender)
+    .bind(since);
+    Ok(count.fetch_one(db).await?)
+}
+
 /// Keeps what somebody was asked; a newer question takes the place of an older one.
 pub(crate) async fn ask(
     db: &mut SqliteConnection,

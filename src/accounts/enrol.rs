@@ -160,7 +160,10 @@ pub async fn begin(
     let hash = account.as_ref().and_then(|a| a.password_hash.clone()).filter(|_| usable);
     let right = server
         .passwords
-        .verify(if usable { password } else { "" }, hash.as_deref().unwrap_or(server.passwords.decoy()))
+        .verify_of_outsider(
+            if usable { password } else { "" },
+            hash.as_deref().unwrap_or(server.passwords.decoy()),
+        )
         .await?;
     let (Some(user_id), Some(account), Some(code), true) =
         (user_id, account, code, right && hash.is_some() && fits)

@@ -23,11 +23,17 @@ pub const PASSWORD_BYTES_MAX: usize = 512;
 /// Hashes that may wait for their turn; beyond that callers are told to come back.
 const WAITING_MAX: usize = 200;
 
+/// The same of those who have no certificate yet: one at once, whatever comes from outside.
+const OUTSIDERS_WAITING_MAX: usize = 20;
+
 /// Computes and checks password hashes.
 pub struct Passwords {
     permits: Arc<Semaphore>,
     /// Places for those who wait and those whose turn it is. Whoever goes away gives theirs back.
     places: Arc<Semaphore>,
+    /// The turn of those without a certificate, and their places.
+    outsider: Semaphore,
+    outsiders: Semaphore,
     runs: AtomicU64,
     decoy: String,
     argon2: Argon2<'static>,
@@ -52,6 +58,8 @@ impl Passwords {
         Ok(Self {
             permits: Arc::new(Semaphore::new(at_once.max(1))),
             places: Arc::new(Semaphore::new(WAITING_MAX + at_once.max(1))),
+            outsider: Semaphore::new(1),
+            outsiders: Semaphore::new(OUTSIDERS_WAITING_MAX + 1),
             runs: AtomicU64::new(0),
             decoy,
             argon2,
@@ -88,6 +96,20 @@ impl Passwords {
                 .is_ok_and(|hash| argon2.verify_password(password.as_bytes(), &hash).is_ok())
         })
         .await
+    }
+
+    /// As [`Self::verify`], for whoever has no certificate yet: however many come, they take one place of those who log
+    /// in.
+    pub async fn verify_of_outsider(&self, password: &str, hash: &str) -> Result<bool> {
+        let _place = self.outsiders.try_acquire().map_err(|_| {
+            refuse(
+                Code::LimitExceeded { retry_after_ms: 5_000 },
+                "ただいま登録が混み合っています。しばらくしてからもう一度お試しください。",
+            )
+        })?;
+        let _turn =
+            self.outsider.acquire().await.map_err(|_| Error::internal("nobody's turn comes any more"))?;
+        self.verify(password, hash).await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -250,6 +272,23 @@ const COMMON: &[&str] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn those_without_a_certificate_take_one_place() {
+        let passwords = Arc::new(Passwords::new(2, true).unwrap());
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..200 {
+            let passwords = Arc::clone(&passwords);
+            all.spawn(async move { passwords.verify_of_outsider("x", passwords.decoy()).await.is_ok() });
+        }
+        let taken = all.join_all().await.into_iter().filter(|taken| *taken).count();
+        assert!((OUTSIDERS_WAITING_MAX..200).contains(&taken), "{taken}: the others come again");
+        assert_eq!(passwords.runs(), taken as u64);
+        assert!(
+            !passwords.verify_of_outsider("x", passwords.decoy()).await.unwrap(),
+            "places are given back"
+        );
+    }
 
     /// 2026-11-26.
     const NOW: i64 = 1_795_662_000_000;

@@ -259,6 +259,7 @@ pub async fn serve(server: Arc<Server>, serving: Serving) {
     let permits = Arc::new(Semaphore::new(server.config.limits.connections));
     let mut stopping = server.stopping.subscribe();
     let tracker = Arc::new(());
+    let outsiders = Arc::new(Outsiders::default());
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -281,6 +282,13 @@ pub async fn serve(server: Arc<Server>, serving: Serving) {
         let _ = stream.set_nodelay(true);
         let (server, tls, router, kind) =
             (Arc::clone(&server), serving.tls.clone(), serving.router.clone(), serving.kind);
+        let outsider = if tls.is_some() && server.config.policy.rate_limits {
+            let max = (server.config.limits.connections / NETWORK_SHARE).max(OF_NETWORK_MIN);
+            let Some(place) = outsiders.enter(address.ip(), max) else { continue };
+            Some(place)
+        } else {
+            None
+        };
         let tracker = Arc::clone(&tracker);
         tokio::spawn(async move {
             let _permit = permit;
@@ -290,6 +298,8 @@ pub async fn serve(server: Arc<Server>, serving: Serving) {
                     let timeout = Duration::from_secs(server.config.limits.handshake_seconds);
                     match tls.accept(stream, timeout).await {
                         Ok((stream, presented)) => {
+                            let (standing, _) = server.terminals.standing(&presented, server.now());
+                            let _outsider = outsider.filter(|_| standing != Standing::Valid);
                             connection(&server, stream, address, presented, kind, router).await;
                         }
                         Err(error) => tracing::debug!(%error, "a connection ended in its handshake"),
@@ -345,7 +355,11 @@ async fn connection<S>(
         });
         let answer = router.clone().call(request);
         let working = busy.work();
-        async move { answer.await.map(|response| response.map(|body| Whole { body, _working: working })) }
+        async move {
+            let response = answer.await?;
+            working.answered();
+            Ok::<_, std::convert::Infallible>(response.map(|body| Whole { body, working }))
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -377,7 +391,8 @@ async fn connection<S>(
         }
         // Dropping the connection ends its long polls at once.
         () = revoked => {}
-        // Nobody keeps a connection for nothing: neither before the first request nor between two.
+        // Nobody keeps a connection for nothing: neither before the first request, nor between two, nor by taking nothing
+        // of what is answered.
         () = activity.idle_for(Duration::from_secs(server.config.limits.request_seconds)) => {}
         () = crate::server::stopped(&mut stopping) => {
             serving.as_mut().graceful_shutdown();
@@ -386,20 +401,27 @@ async fn connection<S>(
     }
 }
 
-/// Whether a connection has requests under way, and since when it has none.
+/// Whether a connection has requests that wait for their answers, and when something of an answer was taken.
 #[derive(Default)]
 struct Activity {
-    under_way: std::sync::atomic::AtomicUsize,
+    /// Requests without an answer yet: a long poll is no idle connection.
+    waiting: std::sync::atomic::AtomicUsize,
+    /// Answers of which not all is taken yet.
+    answering: std::sync::atomic::AtomicUsize,
     changes: std::sync::atomic::AtomicU64,
 }
 
 /// One request under way.
-struct Working(Arc<Activity>);
+struct Working {
+    activity: Arc<Activity>,
+    answered: std::sync::atomic::AtomicBool,
+}
 
-/// A body that counts as work until its last byte is sent: a large file on a slow line is no idle connection.
+/// A body that counts as work whenever a part of it is taken: a large file on a slow line is no idle connection, one whose
+/// other side takes nothing is (over HTTP/2 it could keep answers, and its place, for ever).
 struct Whole {
     body: Body,
-    _working: Working,
+    working: Working,
 }
 
 impl hyper::body::Body for Whole {
@@ -410,7 +432,11 @@ impl hyper::body::Body for Whole {
         mut self: std::pin::Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, axum::Error>>> {
-        std::pin::Pin::new(&mut self.body).poll_frame(context)
+        let frame = std::pin::Pin::new(&mut self.body).poll_frame(context);
+        if frame.is_ready() {
+            self.working.activity.changed();
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -422,28 +448,89 @@ impl hyper::body::Body for Whole {
     }
 }
 
+impl Working {
+    /// The answer begins.
+    fn answered(&self) {
+        if !self.answered.swap(true, std::sync::atomic::Ordering::AcqRel) {
+            self.activity.answering.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+            self.activity.waiting.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+        }
+        self.activity.changed();
+    }
+}
+
 impl Drop for Working {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
-        self.0.changes.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+        self.answered();
+        self.activity.answering.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
     }
 }
 
 impl Activity {
     fn work(self: &Arc<Self>) -> Working {
-        self.under_way.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-        self.changes.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-        Working(Arc::clone(self))
+        self.waiting.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+        self.changed();
+        Working { activity: Arc::clone(self), answered: false.into() }
     }
 
-    /// Ends when there was no request for so long.
+    fn changed(&self) {
+        self.changes.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+    }
+
+    /// Ends when no request came or waited for its answer for so long; and while there are answers, when nothing of them
+    /// was taken for ten times as long: on a slow line the system holds what takes minutes to arrive.
     async fn idle_for(&self, time: Duration) {
         use std::sync::atomic::Ordering::Acquire;
+        let (mut before, mut times) = (self.changes.load(Acquire), 0);
         loop {
-            let before = self.changes.load(Acquire);
             tokio::time::sleep(time).await;
-            if self.under_way.load(Acquire) == 0 && self.changes.load(Acquire) == before {
+            let now = self.changes.load(Acquire);
+            times = if now == before && self.waiting.load(Acquire) == 0 { times + 1 } else { 0 };
+            before = now;
+            if times >= TAKING_TIMES || times > 0 && self.answering.load(Acquire) == 0 {
                 return;
+            }
+        }
+    }
+}
+
+/// Connections of one network without a valid certificate, in shares of all: nobody who has none may take them all.
+const NETWORK_SHARE: usize = 10;
+const OF_NETWORK_MIN: usize = 200;
+/// How many times as long as a request may take, nothing of an answer may be taken.
+const TAKING_TIMES: u32 = 10;
+
+/// Connections from each network that have shown no valid certificate.
+#[derive(Default)]
+struct Outsiders(crate::rooms::live::parking::Mutex<std::collections::HashMap<std::net::IpAddr, usize>>);
+
+/// One of them.
+struct Outsider {
+    all: Arc<Outsiders>,
+    network: std::net::IpAddr,
+}
+
+impl Outsiders {
+    /// A place for a further one, where there are fewer than `max` of its network.
+    fn enter(self: &Arc<Self>, address: std::net::IpAddr, max: usize) -> Option<Outsider> {
+        let network = limits::network(address);
+        let mut all = self.0.lock();
+        let count = all.entry(network).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Outsider { all: Arc::clone(self), network })
+    }
+}
+
+impl Drop for Outsider {
+    fn drop(&mut self) {
+        let mut all = self.all.0.lock();
+        if let Some(count) = all.get_mut(&self.network) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.network);
             }
         }
     }
@@ -455,6 +542,45 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
+
+    #[tokio::test]
+    async fn who_takes_nothing_of_an_answer_is_not_waited_for() {
+        let (activity, time) = (Arc::new(Activity::default()), Duration::from_millis(10));
+        let ends = |within: u32| {
+            let activity = Arc::clone(&activity);
+            async move { tokio::time::timeout(time * within, activity.idle_for(time)).await.is_ok() }
+        };
+        assert!(ends(1_000).await, "no request");
+        let working = activity.work();
+        assert!(!ends(50).await, "a long poll");
+        working.answered();
+        assert!(!ends(TAKING_TIMES - 1).await, "on its way");
+        assert!(ends(1_000).await, "nothing of it is taken");
+        let taking = async {
+            for _ in 0..20 {
+                tokio::time::sleep(time * 2).await;
+                activity.changed();
+            }
+        };
+        let idle = activity.idle_for(time);
+        tokio::select! { () = idle => panic!("something is taken"), () = taking => {} }
+        drop(working);
+        assert!(ends(1_000).await, "all of it was taken");
+    }
+
+    #[test]
+    fn a_network_takes_a_share_of_the_places() {
+        let all = Arc::new(Outsiders::default());
+        let of = |address: &str| all.enter(address.parse().unwrap(), 2);
+        let first = of("2001:db8::1").unwrap();
+        let second = of("2001:db8::2").unwrap();
+        assert!(of("2001:db8::3").is_none());
+        assert!(of("192.0.2.1").is_some());
+        drop(first);
+        drop(of("2001:db8::3").unwrap());
+        drop(second);
+        assert!(all.0.lock().is_empty(), "nothing is remembered of who has gone");
+    }
 
     #[tokio::test]
     async fn a_handler_that_panics_is_answered() {

@@ -306,7 +306,7 @@ impl Call {
 }
 
 /// What is wrong with a JSON's shape, without repeating what was sent.
-fn shape(error: &serde_json::Error) -> String {
+pub fn shape(error: &serde_json::Error) -> String {
     let text = error.to_string();
     if text.starts_with("missing field") || text.starts_with("unknown field") {
         text.split(" at line").next().unwrap_or_default().to_owned()

@@ -67,12 +67,18 @@ pub async fn send(
                 if batch.known_txn(&key).is_some() {
                     return Ok(());
                 }
+                let mut devices = 0;
                 for (target, events) in reached {
                     let user = target.as_str();
                     let known = batch.live.user(&target);
                     let all = store::personal::devices(batch.reading(), user).await?;
                     for (device_id, event) in events {
                         for device in all.iter().filter(|d| device_id == "*" || d.device_id == device_id) {
+                            // `*` is as many as there are.
+                            devices += 1;
+                            if devices > DEVICES_MAX {
+                                return Err(invalid("Too many devices at once."));
+                            }
                             let device_id = device.device_id.as_str();
                             let waiting = match known.of_devices.waiting(device_id) {
                                 Some(bytes) => bytes,

@@ -79,6 +79,10 @@ impl<'a> Intent<'a> {
     }
 }
 
+/// Entries of state that a room has: members of the largest networks, and those of two people's rooms.
+const STATE_MAX: usize = 20_000;
+const DIRECT_STATE_MAX: usize = 500;
+
 /// JSON of ours as canonical JSON.
 pub fn canonical(value: serde_json::Value) -> Result<CanonicalJsonObject> {
     match CanonicalJsonValue::try_from(value) {
@@ -181,6 +185,9 @@ impl Batch {
                 check_sender_joined(room, &intent)?;
                 return Ok(present);
             }
+            if room.state.event(&kind, state_key).is_none() {
+                check_state_fits(room)?;
+            }
         }
         let rules = rules_of(&room.row.version)?;
         let content = serde_json::value::to_raw_value(&intent.content)?;
@@ -213,10 +220,8 @@ impl Batch {
         check_state_dependent_auth_rules(&rules.authorization, &event, |kind, key| {
             room.state.event(kind, key).cloned()
         })
-        .map_err(|why| {
-            tracing::debug!(why, "an event was refused by the room's rules");
-            forbidden("You are not allowed to do this in this room.")
-        })?;
+        // Why is nobody's to know: it may hold what was sent.
+        .map_err(|_| forbidden("You are not allowed to do this in this room."))?;
         self.next_position();
         event.txn = intent
             .txn
@@ -315,7 +320,7 @@ impl Batch {
         }
         if let Some(key) = txn {
             self.known_txns.insert(key.clone(), event.event_id.clone());
-            self.pending.txns.push((key, event.event_id.clone()));
+            self.pending.txns.push((key, event.event_id.clone(), self.now));
         }
         self.pending.events.push(Arc::clone(&event));
         Ok(event)
@@ -405,6 +410,15 @@ pub fn rules_of(version: &RoomVersionId) -> Result<RoomVersionRules> {
             .ok_or_else(|| refuse(Code::UnsupportedRoomVersion, "This room version is not offered.")),
         _ => Err(refuse(Code::UnsupportedRoomVersion, "This room version is not offered: use 12, 11 or 10.")),
     }
+}
+
+/// All of a room's state is held in memory, and goes to whoever comes in.
+fn check_state_fits(room: &RoomDraft) -> Result<()> {
+    let max = if room.row.kind == "direct" { DIRECT_STATE_MAX } else { STATE_MAX };
+    if room.state.len() < max {
+        return Ok(());
+    }
+    Err(refuse(Code::TooLarge, format!("A room has at most {max} entries of state.")))
 }
 
 /// A closed room takes nothing more (DESIGN 15), whoever asks.

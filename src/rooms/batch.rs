@@ -77,7 +77,7 @@ pub(crate) struct Pending {
     /// (room, type, state key, to) of stored intervals that end.
     pub(crate) ends: Vec<(OwnedRoomId, String, String, i64)>,
     pub(crate) memberships: Vec<(OwnedUserId, OwnedRoomId, Membership)>,
-    pub(crate) txns: Vec<(TxnKey, OwnedEventId)>,
+    pub(crate) txns: Vec<(TxnKey, OwnedEventId, i64)>,
     pub(crate) receipts: Vec<Receipt>,
     pub(crate) account_data: Vec<AccountData>,
     pub(crate) redacted: Vec<Redacted>,
@@ -223,7 +223,7 @@ impl Batch {
     pub fn remember_txn(&mut self, key: TxnKey) {
         if let Ok(nothing) = OwnedEventId::try_from("$none") {
             self.known_txns.insert(key.clone(), nothing.clone());
-            self.pending.txns.push((key, nothing));
+            self.pending.txns.push((key, nothing, self.now));
         }
     }
 
@@ -323,7 +323,7 @@ impl Batch {
                 None => self.rooms.remove(&room_id),
             };
         }
-        for (key, _) in self.pending.txns.drain(mark.lengths[4]..) {
+        for (key, _, _) in self.pending.txns.drain(mark.lengths[4]..) {
             self.known_txns.remove(&key);
         }
         self.pending.cut(&mark.lengths);

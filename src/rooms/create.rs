@@ -43,6 +43,9 @@ pub struct NewRoom {
 /// Direct rooms of one pair, and of one person that the other has not joined.
 const DIRECT_OF_PAIR_MAX: usize = 5;
 const DIRECT_WAITING_MAX: usize = 20;
+/// What one request makes a room with.
+const INITIAL_STATE_MAX: usize = 100;
+const INVITED_MAX: usize = 300;
 
 /// Whether this account may make this room, and what kind of room it is then (policy `create_rooms`).
 pub fn check_policy(batch: &Batch, room: &NewRoom, city_user: &UserId) -> Result<String> {
@@ -87,6 +90,10 @@ pub fn check_policy(batch: &Batch, room: &NewRoom, city_user: &UserId) -> Result
 
 /// Makes the room in the batch.
 pub async fn create(batch: &mut Batch, room: NewRoom) -> Result<OwnedRoomId> {
+    // One unit writes all of it, and everybody waits for it.
+    if room.initial_state.len() > INITIAL_STATE_MAX || room.invite.len() > INVITED_MAX {
+        return Err(invalid("At most 100 events of initial_state, and 300 people invited at once."));
+    }
     let rules = rules_of(&room.version)?;
     let privileged = rules.authorization.explicitly_privilege_room_creators;
     let mut creation = room.creation_content;
@@ -160,9 +167,6 @@ pub async fn create(batch: &mut Batch, room: NewRoom) -> Result<OwnedRoomId> {
     if let Some(topic) = &room.topic {
         let content = json!({"topic": topic, "m.topic": {"m.text": [{"body": topic}]}});
         batch.append(state("m.room.topic", "", content)?).await?;
-    }
-    if room.invite.len() > 300 {
-        return Err(refuse(Code::InvalidParam, "At most 300 people can be invited at once."));
     }
     for user_id in &room.invite {
         if room.is_direct {

@@ -154,7 +154,6 @@ pub(crate) fn insert(script: &mut Script, pending: &Pending) {
         },
         ""
     );
-    let now_by_event: HashMap<&EventId, i64> = pending.events.iter().map(|e| (&*e.event_id, e.ts)).collect();
     queue_many!(
         script,
         "INSERT INTO transactions (user_id, device_id, scope, txn_id, event_id, at) ",
@@ -165,7 +164,7 @@ pub(crate) fn insert(script: &mut Script, pending: &Pending) {
                 .push_bind(&row.0.scope)
                 .push_bind(&row.0.txn_id)
                 .push_bind(row.1.as_str())
-                .push_bind(now_by_event.get(&*row.1).copied().unwrap_or_default());
+                .push_bind(row.2);
         },
         ""
     );

@@ -221,6 +221,12 @@ pub async fn delete_device(conn: &mut Conn, user_id: &str, device_id: &str) -> R
     let had_keys =
         run!(conn, "DELETE FROM device_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)? > 0;
     run!(conn, "DELETE FROM key_signatures WHERE target_user = $1 AND target = $2", user_id, device_id)?;
+    run!(
+        conn,
+        "DELETE FROM key_signatures WHERE signer = $1 AND key_id = $2",
+        user_id,
+        format!("ed25519:{device_id}")
+    )?;
     run!(conn, "DELETE FROM dehydrated_devices WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;
     run!(conn, "DELETE FROM fallback_keys WHERE user_id = $1 AND device_id = $2", user_id, device_id)?;

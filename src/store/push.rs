@@ -57,15 +57,15 @@ pub async fn put(conn: &mut Conn, pusher: &Pusher) -> Result<()> {
 }
 
 /// Removes a pusher.
-pub async fn delete(conn: &mut Conn, user_id: &str, app_id: &str, pushkey: &str) -> Result<()> {
-    run!(
+pub async fn delete(conn: &mut Conn, user_id: &str, app_id: &str, pushkey: &str) -> Result<bool> {
+    let deleted = run!(
         conn,
         "DELETE FROM pushers WHERE user_id = $1 AND app_id = $2 AND pushkey = $3",
         user_id,
         app_id,
         pushkey
     )?;
-    Ok(())
+    Ok(deleted > 0)
 }
 
 /// Removes the same app's pusher of other users, unless the client said `append`.
@@ -137,6 +137,11 @@ pub async fn owe_mail(conn: &mut Conn, mail: &Mail, now: i64) -> Result<()> {
         now
     )?;
     Ok(())
+}
+
+/// Forgets mails that were sent, or refused, and were owed before a time.
+pub async fn forget_mails(conn: &mut Conn, before: i64) -> Result<u64> {
+    run!(conn, "DELETE FROM mails WHERE outcome IS NOT NULL AND created_at < $1", before)
 }
 
 /// Leases mails until a time.

@@ -228,6 +228,11 @@ pub async fn code(conn: &mut Conn, code_hash: &str) -> Result<Option<Code>> {
     )
 }
 
+/// Forgets codes that ran out before a time, spent or not.
+pub async fn forget_codes(conn: &mut Conn, before: i64) -> Result<u64> {
+    run!(conn, "DELETE FROM enrolment_codes WHERE expires_at < $1", before)
+}
+
 /// Uses a code up; false where it was used before.
 pub async fn spend_code(conn: &mut Conn, code_hash: &str, now: i64) -> Result<bool> {
     Ok(run!(

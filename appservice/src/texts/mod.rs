@@ -91,6 +91,14 @@ impl Texts {
         )
     }
 
+    pub(crate) fn asked_too_often(&self) -> String {
+        let contact = &self.contact;
+        self.pick(
+            format!("この24時間のご依頼と同意の報告が多いため、これは受け付けていません。明日もう一度書くか、市の窓口（{contact}）にご連絡ください。"),
+            format!("You have asked for a lot within a day, so this was not taken. Write again tomorrow, or contact the city ({contact})."),
+        )
+    }
+
     pub(crate) fn ask_if_request(&self, actions: &[Action]) -> String {
         let what: Vec<String> = actions.iter().map(|action| self.summary(action)).collect();
         let what = what.join("\n");

@@ -125,6 +125,32 @@ async fn members_are_added_after_approval_only() {
 }
 
 #[tokio::test]
+async fn nobody_asks_without_end() {
+    let fake = Fake::start().await;
+    let bot = fake.bot().await;
+    let ask = |n: u32, who: &str| {
+        let body = CONSENT.replace("山田太郎", &format!("山田{n}"));
+        message(DIRECT, &format!("$ask{n}"), who, &body)
+    };
+    for n in 1..=50 {
+        bot.deliver(&n.to_string(), json!([ask(n, CARE_MANAGER)])).await;
+    }
+    bot.deliver("51", json!([ask(51, CARE_MANAGER)])).await;
+    let told = fake.said(DIRECT, "これは受け付けていません").await;
+    assert_eq!(told.mentions, [CARE_MANAGER]);
+    bot.deliver(
+        "52",
+        json!([message(DIRECT, "$talk", CARE_MANAGER, "ありがとうございます"), ask(52, OTHER)]),
+    )
+    .await;
+    // Others are not held up by it.
+    fake.said(CONTROL, "山田52").await;
+    let told = fake.all_said(CONTROL);
+    assert!(!told.iter().any(|said| said.body.contains("山田51")), "not taken");
+    assert_eq!(told.iter().filter(|said| said.body.contains("同意の報告がありました")).count(), 51);
+}
+
+#[tokio::test]
 async fn a_doubt_is_asked_and_answered_by_the_same_person() {
     let fake = Fake::start().await;
     let bot = fake.bot().await;

@@ -302,6 +302,11 @@ fn count(server: &Server, address: IpAddr) -> Result<(), Failed> {
     let mut all = server.oauth.registered.lock();
     if all.len() >= ADDRESSES_MAX {
         all.retain(|_, (_, since)| now - *since < HOUR_MS);
+        if all.len() >= ADDRESSES_MAX
+            && let Some(oldest) = all.iter().min_by_key(|(_, (_, since))| *since).map(|(key, _)| *key)
+        {
+            all.remove(&oldest);
+        }
     }
     let (n, since) = all.entry(network(address)).or_insert((0, now));
     if now - *since >= HOUR_MS {

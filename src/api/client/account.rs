@@ -74,6 +74,9 @@ pub fn routes(routes: Routes) -> Routes {
         .raw::<request_token::v3::Request, Peer, _, _>(|server, peer, request| async move {
             terminal(&server, &peer)?;
             server.limiter.allow_before_login(peer.address.ip(), server.now())?;
+            if server.config.policy.rate_limits {
+                server.limiter.allow_address_check(peer.address.ip(), server.now())?;
+            }
             let attempt = i64::from(request.send_attempt);
             let secret = request.client_secret.to_string();
             let sid = addresses::request_check(&server, &request.email, secret, attempt, Purpose::Add).await?;

@@ -181,11 +181,15 @@ async fn put(server: &Arc<Server>, who: &Requester, wanted: Wanted, append: bool
                     device_id,
                     created_at: same.map_or(now, |p| p.created_at),
                 };
+                let unchanged = same.is_some_and(|same| same.pusher == pusher.pusher);
                 store::push::put(conn, &pusher).await?;
                 if !append {
                     store::push::delete_of_others(conn, user_id.as_str(), &app_id, &pushkey).await?;
                 }
-                batch.audit(entry);
+                // Clients set theirs again whenever they start.
+                if !unchanged {
+                    batch.audit(entry);
+                }
                 batch.after_commit(move || {
                     pushers.set(pusher);
                     if !append {
@@ -226,8 +230,9 @@ async fn delete(server: &Arc<Server>, who: &Requester, ids: PusherIds) -> Result
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 let conn = batch.sql().await?;
-                store::push::delete(conn, user_id.as_str(), &ids.app_id, &ids.pushkey).await?;
-                batch.audit(entry);
+                if store::push::delete(conn, user_id.as_str(), &ids.app_id, &ids.pushkey).await? {
+                    batch.audit(entry);
+                }
                 batch.after_commit(move || pushers.remove(&user_id, &ids.app_id, &ids.pushkey));
                 Ok(())
             })

@@ -65,8 +65,9 @@ pub fn routes(routes: Routes) -> Routes {
             }
             Ok(json!({"valid": is_registration_token(&server, &request.token)?}).into())
         })
-        .at(http::Method::GET, "/_synapse/admin/v1/register", |server, _| async move {
+        .at(http::Method::GET, "/_synapse/admin/v1/register", |server, call| async move {
             allow_shared_secret(&server)?;
+            slow_down(&server, &caller::peer(&call.parts)?)?;
             let nonce = crate::clock::random_token(32);
             let mut nonces = server.nonces.lock();
             if nonces.len() >= 1_000 {

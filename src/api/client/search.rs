@@ -118,6 +118,9 @@ async fn find(
     if criteria.search_term.len() > QUERY_BYTES_MAX {
         return Err(refuse(Code::TooLarge, "What you search for is too long: at most 1,024 bytes."));
     }
+    if serde_json::to_string(&criteria.filter)?.len() > filter::FILTER_BYTES_MAX {
+        return Err(refuse(Code::TooLarge, "A filter has at most 32,768 bytes."));
+    }
     let Some(query) = Query::parse(&criteria.search_term) else { return Ok(Found::default()) };
     let (before, seen) = match from {
         None | Some("") => (i64::MAX, 0),
@@ -137,11 +140,11 @@ async fn find(
     let passes = |event: &Event| filter::passes(&criteria.filter, event) && !ignored.hides(event);
     let page = search::page(server, &who.user_id, &wanted, passes).await?;
     let mut found = Found {
-        count: seen + page.count,
+        count: seen.saturating_add(page.count),
         highlights: query.words.clone(),
-        next_batch: page
-            .next
-            .map(|position| format!("s1_{}_{position}_{}", server.epoch, seen + page.hits.len())),
+        next_batch: page.next.map(|position| {
+            format!("s1_{}_{position}_{}", server.epoch, seen.saturating_add(page.hits.len()))
+        }),
         ..Found::default()
     };
     let mut views: BTreeMap<OwnedRoomId, Arc<RoomView>> = BTreeMap::new();
@@ -237,8 +240,11 @@ fn groups(criteria: &Criteria, hits: &[Hit]) -> BTreeMap<&'static str, BTreeMap<
             Some(GroupingKey::Sender) => false,
             _ => continue,
         };
-        let group = groups.entry(if by_room { "room_id" } else { "sender" }).or_default();
-        group.clear();
+        let name = if by_room { "room_id" } else { "sender" };
+        if groups.contains_key(name) {
+            continue;
+        }
+        let group = groups.entry(name).or_default();
         for hit in hits {
             let key = if by_room { hit.event.room_id.to_string() } else { hit.event.sender.to_string() };
             let order = group.len() + 1;

@@ -168,11 +168,7 @@ async fn put(
         return Err(invalid("A type has at most 255 bytes."));
     }
     let (_, content) = call.json::<Map<String, Value>>(server).await?;
-    let content = Value::Object(content).to_string();
-    if content.len() > ACCOUNT_DATA_BYTES_MAX {
-        return Err(refuse(Code::TooLarge, "Account data has at most 65,536 bytes."));
-    }
-    set(server, who, room_id, kind, content).await
+    set(server, who, room_id, kind, Value::Object(content).to_string()).await
 }
 
 async fn set(
@@ -182,6 +178,9 @@ async fn set(
     kind: String,
     content: String,
 ) -> Result<Answer> {
+    if content.len() > ACCOUNT_DATA_BYTES_MAX {
+        return Err(refuse(Code::TooLarge, "Account data has at most 65,536 bytes."));
+    }
     server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {

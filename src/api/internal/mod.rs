@@ -12,7 +12,7 @@ use crate::{
     error::{Code, Result, forbidden, invalid, refuse},
     http::{
         caller::peer,
-        route::{Answer, Call, Routes, bearer},
+        route::{Answer, Call, Routes, bearer, shape},
     },
     rooms::{
         batch::Batch,
@@ -112,8 +112,9 @@ where
     let (_, body) = call.json::<Value>(&server).await?;
     let asked = crate::accounts::sessions::hash_of(&body.to_string());
     let acting = body["acting"].as_str().unwrap_or_default().to_owned();
-    let body: B = serde_json::from_value(body)
-        .map_err(|error| refuse(Code::BadJson, format!("The JSON is not what this call takes: {error}.")))?;
+    let body: B = serde_json::from_value(body).map_err(|error| {
+        refuse(Code::BadJson, format!("The JSON is not what this call takes: {}.", shape(&error)))
+    })?;
     let hint = hint(&body);
     let key = format!("{path} {key}");
     let text = server

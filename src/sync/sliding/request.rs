@@ -172,6 +172,14 @@ impl Body {
                 return Err(invalid("A range begins before it ends."));
             }
         }
+        let of = &self.extensions;
+        for switch in [&of.account_data, &of.receipts, &of.typing] {
+            for named in [&switch.lists, &switch.rooms].into_iter().flatten() {
+                if named.len() > SUBSCRIPTIONS_MAX || named.iter().any(|name| name.len() > NAME_BYTES_MAX) {
+                    return Err(invalid("An extension names at most 500 lists and 500 rooms."));
+                }
+            }
+        }
         let wants = self.lists.values().map(|list| &list.required_state);
         let mut bytes = 0;
         for state in wants.chain(self.room_subscriptions.values().map(|wants| &wants.required_state)) {

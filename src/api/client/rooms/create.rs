@@ -102,12 +102,17 @@ async fn create_room(server: Arc<Server>, who: Requester, request: create::Reque
         invite: request.invite,
         is_direct: request.is_direct,
     };
+    // Where people make rooms of two only, each stays for years and gets a number of the city's.
+    let (counted, limited) = (alone && server.config.policy.rate_limits, Arc::clone(&server));
     let city_user = server.city_user.clone();
     let entry = who.entry(server.now(), "room.create");
     let room_id = server
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 room.kind = making::check_policy(batch, &room, &city_user)?;
+                if counted && room.kind == "direct" {
+                    limited.limiter.allow_direct_room(&room.creator, batch.now)?;
+                }
                 room.is_direct |= room.kind == "direct";
                 let creator = room.creator.clone();
                 let room_id = making::create(batch, room).await?;

@@ -306,13 +306,27 @@ where
     server
         .commit(Hint { rooms: vec![room_id.clone()], txn: None }, move |batch| {
             Box::pin(async move {
+                let before = member_event(batch, &room_id, &target).await?;
                 unit(batch, &room_id, &sender).await?;
-                batch.audit(entry);
+                // What changes nothing is no line in a log that is never shortened.
+                if member_event(batch, &room_id, &target).await? != before {
+                    batch.audit(entry);
+                }
                 Ok(())
             })
         })
         .await?;
     Ok(json!({}).into())
+}
+
+/// The event that says what somebody is to a room.
+async fn member_event(
+    batch: &mut Batch,
+    room_id: &RoomId,
+    of: &UserId,
+) -> Result<Option<ruma::OwnedEventId>> {
+    let state = &batch.room(room_id).await?.state;
+    Ok(state.event(&"m.room.member".into(), of.as_str()).map(|event| event.event_id.clone()))
 }
 
 /// Who has nothing to do with a room is not told whether it exists.
@@ -348,8 +362,11 @@ async fn joined(
     server
         .commit(Hint { rooms: vec![room_id.clone()], txn: None }, move |batch| {
             Box::pin(async move {
+                let before = member_event(batch, &joining, &user_id).await?;
                 member::join(batch, &joining, &user_id, reason.as_deref()).await?;
-                batch.audit(entry);
+                if member_event(batch, &joining, &user_id).await? != before {
+                    batch.audit(entry);
+                }
                 Ok(())
             })
         })
