@@ -70,11 +70,11 @@ export async function shoot(page, name) {
 }
 
 /**
- * Asks a page until what it answers is this, and then returns; after ten seconds it fails with the last answer. (Playwright's
+ * Asks a page until what it answers is this, and then returns; after thirty seconds it fails with the last answer. (Playwright's
  * `waitForFunction` does not wait for a promise: to it, an asynchronous condition holds at once.)
  */
 export async function eventually(page, read, arg, wanted, message) {
-    const deadline = performance.now() + 10_000;
+    const deadline = performance.now() + 30_000;
     for (;;) {
         const found = await page.evaluate(read, arg);
         if (isDeepStrictEqual(found, wanted)) return;

@@ -224,7 +224,7 @@ export function clientTests(test, { browser, city, facility }) {
             }, term);
         const poll = async (person, term, wanted) => {
             // The index follows the committer: asked again until it is there.
-            const deadline = performance.now() + 10_000;
+            const deadline = performance.now() + 30_000;
             for (;;) {
                 const found = await search(person, term);
                 if (wanted(found)) return;
@@ -431,7 +431,8 @@ export function clientTests(test, { browser, city, facility }) {
         await city.call("POST", `terminals/${terminals[0].terminal}/revoke`, { reason: "紛失" });
         await ended;
         const took = performance.now() - began;
-        assert.ok(took < 5_000, `the open long poll ended after ${took} ms`);
+        // HEYA_PATIENCE says how many times as long a slow machine may take.
+        assert.ok(took < 5_000 * Number(process.env.HEYA_PATIENCE ?? 1), `the open long poll ended after ${took} ms`);
         const refused = await taro.page.evaluate(async () => {
             const answer = await fetch("/_matrix/client/v3/sync", { headers: { authorization: `Bearer ${window.client.getAccessToken()}` } });
             return [answer.status, (await answer.json())["jp.heya.certificate"]];

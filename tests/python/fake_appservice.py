@@ -165,25 +165,20 @@ class Appservice:
             self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             asked = self._read(request)
-            if asked.token != self.hs_token:
-                self._answer(request, 403, {"errcode": "M_FORBIDDEN"})
-            elif asked.mode == "500":
-                self._answer(request, 500, {"errcode": "M_UNKNOWN"})
-            elif asked.mode == "hang":
+            if asked.token == self.hs_token and asked.mode == "hang":
                 self._hang(request)
-                request.close_connection = True
-            elif asked.mode == "close":
-                request.close_connection = True
-            else:
-                with self._lock:
-                    # Before the answer: the next one may come at once.
-                    self.under_way -= request.command == "PUT"
-                self._answer(request, 200, {})
-                with self._lock:
-                    self.under_way += request.command == "PUT"
         finally:
             with self._lock:
+                # Before the answer: the next one may come at once.
                 self.under_way -= request.command == "PUT"
+        if asked.token != self.hs_token:
+            self._answer(request, 403, {"errcode": "M_FORBIDDEN"})
+        elif asked.mode == "500":
+            self._answer(request, 500, {"errcode": "M_UNKNOWN"})
+        elif asked.mode in ("hang", "close"):
+            request.close_connection = True
+        else:
+            self._answer(request, 200, {})
 
     def _question(self, request: http.server.BaseHTTPRequestHandler) -> None:
         asked = self._read(request)
@@ -193,7 +188,7 @@ class Appservice:
         elif path in self.answers:
             status, body = self.answers[path](asked)
             if status == 0:
-                time.sleep(8)
+                time.sleep(40)
             self._answer(request, status or 200, body)
         else:
             self._answer(request, 404, {"errcode": "M_NOT_FOUND"})

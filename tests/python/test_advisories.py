@@ -410,7 +410,7 @@ def test_patterns_of_push_rules_cost_little(people):
             began = time.monotonic()
             alice.client.say(room, body)
             bob.client.sync()
-            assert time.monotonic() - began < 3, "a message and a sync took longer than three seconds"
+            assert time.monotonic() - began < 20, "a pattern that backtracks takes minutes"
     finally:
         for kind, rule in made:
             bob.client.delete(f"{C}/pushrules/global/{kind}/{rule}")
@@ -429,7 +429,7 @@ def test_patterns_of_filters_and_searches_cost_little(trio):
             assert alice.post(f"{C}/search", {"search_categories": {"room_events": {"search_term": term}}}).status in (200, 400)
             assert alice.post(f"{C}/user_directory/search", {"search_term": term}).status in (200, 400)
         assert alice.post(f"{C}/publicRooms", {"filter": {"generic_search_term": pattern}}).status in (200, 400, 403)
-        assert time.monotonic() - began < 3, pattern
+        assert time.monotonic() - began < 20, pattern
 
 
 def test_searching_for_everything_finds_no_strangers(city):
@@ -745,7 +745,7 @@ def test_pictures_that_unpack_to_gigabytes(server, people, bomb):
                 answer = client.get(f"{V1}/media/thumbnail/{where}?width=96&height=96&method={method}")
                 assert answer.status in (200, 400, 404, 413, 415), answer
                 assert len(answer.content) < 1_000_000
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
     finally:
         over.set()
         watcher.join()
@@ -763,7 +763,7 @@ def test_thumbnails_of_any_size(people, query):
     began = time.monotonic()
     answer = client.get(f"{V1}/media/thumbnail/{where}?{query}")
     assert answer.status in (200, 400), answer
-    assert time.monotonic() - began < 5 and len(answer.content) < 2_000_000
+    assert time.monotonic() - began < 20 and len(answer.content) < 2_000_000
 
 
 def test_sizes_of_thumbnails_do_not_pile_up(server, people):

@@ -150,13 +150,13 @@ def test_a_ping_wakes_the_delivery(fresh, folder, appservice):
     person, room, _ = bridged_room(service, server)
     service.mode = "500"
     event = person.client.say(room, "x")
-    # From the sixth failure on it waits three seconds and more.
-    wait_for(lambda: stats(server, service)["failures"] >= 6, 30, what="a long wait")
+    # From the seventh failure on it waits six seconds and more.
+    wait_for(lambda: stats(server, service)["failures"] >= 7, 60, what="a long wait")
     service.mode = "ok"
     begun = time.monotonic()
     assert service.ping(server).status == 200
     wait_for(lambda: event in [one["event_id"] for one in service.events()], 10, 0.02, what="the event")
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 5.0
 
 
 def test_an_appservice_gets_the_rooms_of_its_users_and_no_others(fresh, folder, appservice):
@@ -311,7 +311,7 @@ def test_an_appservice_that_gives_no_answer_holds_nobody_up(fresh, folder, appse
     service.answers = {f"/users/@bridge_slow:{server.server_name}": lambda asked: (0, {})}
     begun = time.monotonic()
     told = person.client.post(f"{C}/rooms/{quote(room)}/invite", {"user_id": f"@bridge_slow:{server.server_name}"}).told
-    assert told == (404, "M_NOT_FOUND") and 4 < time.monotonic() - begun < 7
+    assert told == (404, "M_NOT_FOUND") and 4 < time.monotonic() - begun < 30
 
 
 def test_other_networks(fresh, folder, appservice):

@@ -104,7 +104,7 @@ def test_revoke_and_the_list_that_tells_others(city):
     assert done.returncode == 0 and done.stdout == "失効しました。終了したセッション: 1\n" and not done.stderr
     assert city.public(person.terminal).get(WHOAMI).status == 403
     assert "revoked" in next(row for row in cert(city, "list").stdout.splitlines() if row.split()[0] == str(number))
-    listed = wait_for(lambda: (found := crl(city)).get_revoked_certificate_by_serial_number(serial) and found, 5, what="the list")
+    listed = wait_for(lambda: (found := crl(city)).get_revoked_certificate_by_serial_number(serial) and found, 20, what="the list")
     authority, _ = certificates.city_ca(city)
     assert listed.is_signature_valid(authority.public_key()) and listed.issuer == authority.subject
     assert listed.next_update_utc - listed.last_update_utc == 7 * certificates.DAY

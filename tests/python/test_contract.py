@@ -361,7 +361,7 @@ def asked(world: World) -> list[spec.Operation]:
     return found
 
 
-@pytest.mark.timeout(SECONDS * 2 + 200)
+@pytest.mark.timeout(max(600, SECONDS * 2 + 200))
 def test_invalid(world: World):
     """Thousands of wrong requests; fewer in a city, since it forbids much before it looks."""
     cases = CASES if world.profile == "open" else max(CASES // 2, 5)

@@ -14,7 +14,7 @@ import xml.dom.minidom
 import pytest
 
 import certificates
-from harness import CONTACT, Client, Enrolment, Person, Server, Terminal, quote, unpack, wait_for
+from harness import CONTACT, REVOKED_WITHIN, Answer, Client, Enrolment, Person, Server, Terminal, quote, unpack, wait_for
 
 LOGIN = "/_matrix/client/v3/login"
 WHOAMI = "/_matrix/client/v3/account/whoami"
@@ -261,8 +261,8 @@ def test_revocation_ends_everything_within_five_seconds(city, ann):
     assert thread.is_alive()
     began = time.monotonic()
     assert city.revoke(number)["sessions"] == 2
-    thread.join(10)
-    assert "at" in ended and ended["at"] - began < 5, "the long poll went on"
+    thread.join(40)
+    assert "at" in ended and ended["at"] - began < REVOKED_WITHIN, "the long poll went on"
     idle.sock.settimeout(5)
     with pytest.raises((OSError, http.client.HTTPException)):
         idle.request("GET", WHOAMI, headers={"Authorization": f"Bearer {person.token}"})
@@ -940,10 +940,17 @@ def test_logins_are_slowed_down(fresh):
     server = fresh(config={"policy": {"rate_limits": True, "login_failures_max": 1000}})
     person = server.person()
     client = server.public(person.terminal)
-    answers = [server.log_in(client, person.login_id, "Wrong-1-password") for _ in range(60)]
-    limited = [answer for answer in answers if answer.status == 429]
-    assert limited and limited[0].errcode == "M_LIMIT_EXCEEDED" and limited[0].json["retry_after_ms"] > 0
-    assert int(limited[0].headers["Retry-After"]) > 0
+
+    def limited() -> Answer | None:
+        # Refreshing counts to the same allowance, without the hash of a password: where that takes a second, another try
+        # has been granted meanwhile.
+        wait_for(lambda: client.post("/_matrix/client/v3/refresh", {"refresh_token": "x"}).status == 429, 60, 0, "the limit")
+        answer = server.log_in(client, person.login_id, "Wrong-1-password")
+        return answer if answer.status == 429 else None
+
+    answer = wait_for(limited, 60, 0, "the limit of log-ins")
+    assert answer.errcode == "M_LIMIT_EXCEEDED" and answer.json["retry_after_ms"] > 0
+    assert int(answer.headers["Retry-After"]) > 0
 
 
 class From(Client):

@@ -986,7 +986,7 @@ def test_a_city_that_allows_encryption_and_goes_back(fresh, request, name):
     since = b.client.sync()["next_batch"]
     device(a).publish()
     backup(a.client)
-    wait_for(lambda: lists(b.client.sync(since))[0] == {a.user_id}, 10, what="the change")
+    wait_for(lambda: lists(b.client.sync(since))[0] == {a.user_id}, 60, what="the change")
     server.act(f"accounts/{quote(a.user_id)}/end", {"reason": "退職"})
     for table in ("cross_signing_keys", "key_backups", "device_keys", "devices"):
         assert server.count(f"SELECT COUNT(*) FROM {table} WHERE user_id = '{a.user_id}'") == 0, table

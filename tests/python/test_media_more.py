@@ -119,7 +119,7 @@ def test_two_uploads_to_one_id(any_city: Server, people: list[Person]):
 
 
 def test_open_uploads_are_few_and_end(fresh):
-    server = fresh(config={"limits": {"pending_uploads": 3, "pending_upload_seconds": 4}})
+    server = fresh(config={"limits": {"pending_uploads": 3, "pending_upload_seconds": 25}})
     nurse = server.person()
     uri, path = later(nurse.client)
     late, late_path = later(nurse.client)
@@ -131,9 +131,9 @@ def test_open_uploads_are_few_and_end(fresh):
         later(client)
     assert client.post(CREATE, {}).told == (429, "M_LIMIT_EXCEEDED")
     assert server.person().client.post(CREATE, {}).status == 200, "each has their own"
-    wait_for(lambda: client.get(media_path(late) + "?timeout_ms=0").status == 404, 10)
+    wait_for(lambda: client.get(media_path(late) + "?timeout_ms=0").status == 404, 60, 0.2)
     assert put(client, late_path).told == (404, "M_NOT_FOUND")
-    wait_for(lambda: client.post(CREATE, {}).status == 200, 10)
+    wait_for(lambda: client.post(CREATE, {}).status == 200, 60, 0.2)
     assert client.get(media_path(uri)).content == PNG
 
 

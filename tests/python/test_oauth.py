@@ -16,7 +16,7 @@ import urllib.parse
 import pytest
 import requests
 
-from harness import LIBFAKETIME, Answer, Client, Person, Server, Terminal, free_ports, quote, wait_for
+from harness import LIBFAKETIME, REVOKED_WITHIN, Answer, Client, Person, Server, Terminal, free_ports, quote, wait_for
 
 C = "/_matrix/client/v3"
 WHOAMI = f"{C}/account/whoami"
@@ -623,21 +623,21 @@ def test_revocation_ends_session_and_device(site):
 
 
 def test_an_access_token_runs_out(fresh):
-    server = fresh(config={"policy": CITY["policy"], "limits": {"access_token_seconds": 1}})
+    server = fresh(config={"policy": CITY["policy"], "limits": {"access_token_seconds": 5}})
     person = server.person()
     app = App(server, person.terminal)
     tokens = app.log_in(person)
-    assert tokens["expires_in"] == 1
-    gone = wait_for(lambda: (a := app.http.get(WHOAMI, token=tokens["access_token"])).status == 401 and a, 10, 0.2)
+    assert tokens["expires_in"] == 5
+    gone = wait_for(lambda: (a := app.http.get(WHOAMI, token=tokens["access_token"])).status == 401 and a, 30, 0.2)
     assert gone.errcode == "M_UNKNOWN_TOKEN" and gone.json["soft_logout"] is True
     assert app.refresh(tokens["refresh_token"]).status == 200
     # The log-in by password, where the client can refresh; and as before, where it cannot.
     done = server.log_in(server.public(person.terminal), person.login_id, person.password, refresh_token=True).json
-    assert done["expires_in_ms"] == 1000
+    assert done["expires_in_ms"] == 5000
     client = server.public(person.terminal)
-    wait_for(lambda: client.get(WHOAMI, token=done["access_token"]).told == (401, "M_UNKNOWN_TOKEN"), 10, 0.2)
+    wait_for(lambda: client.get(WHOAMI, token=done["access_token"]).told == (401, "M_UNKNOWN_TOKEN"), 30, 0.2)
     new = client.ok("POST", f"{C}/refresh", {"refresh_token": done["refresh_token"]})
-    assert new["expires_in_ms"] == 1000 and client.get(WHOAMI, token=new["access_token"]).status == 200
+    assert new["expires_in_ms"] == 5000 and client.get(WHOAMI, token=new["access_token"]).status == 200
     assert person.client.get(WHOAMI).status == 200
 
 
@@ -837,9 +837,9 @@ def test_both_bindings_end_with_the_terminal(site, shows):
     assert not ends, "both wait, the first under the token of before"
     site.revoke(site.terminal_number(person))
     revoked = time.monotonic()
-    one.join(10)
-    two.join(10)
-    assert len(ends) == 2 and time.monotonic() - revoked < 5, ends
+    one.join(40)
+    two.join(40)
+    assert len(ends) == 2 and time.monotonic() - revoked < REVOKED_WITHIN, ends
     assert not [end for end in ends if end[0] == 200], ends
     client = site.public(None, tokens["access_token"])
     assert client.get(WHOAMI).told == (401, "M_UNKNOWN_TOKEN")

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from harness import Enrolment, Person, Server, Terminal, quote, wait_for
+from harness import REVOKED_WITHIN, Enrolment, Person, Server, Terminal, quote, wait_for
 
 C = "/_matrix/client/v3"
 WHOAMI = f"{C}/account/whoami"
@@ -283,7 +283,7 @@ def poll(server: Server, person: Person, ended: dict[str, tuple[float, str]], na
     def run() -> None:
         client = server.public(person.terminal, person.token)
         try:
-            answer = client.get(f"{C}/sync", query={"since": since, "timeout": 20_000})
+            answer = client.get(f"{C}/sync", query={"since": since, "timeout": 30_000})
             how = f"{answer.status} {answer.errcode}"
         except (OSError, http.client.HTTPException):
             how = "closed"
@@ -305,8 +305,8 @@ def test_a_new_list_ends_everything_within_five_seconds(outside):
     assert not ended
     began = time.monotonic()
     outside.publish(lost.terminal)
-    threads[0].join(10)
-    assert "lost" in ended and ended["lost"][0] - began < 5, "the long poll went on"
+    threads[0].join(40)
+    assert "lost" in ended and ended["lost"][0] - began < REVOKED_WITHIN, "the long poll went on"
     assert ended["lost"][1] in ("closed", "401 M_UNKNOWN_TOKEN", "403 M_FORBIDDEN"), ended
     idle.sock.settimeout(5)
     with pytest.raises((OSError, http.client.HTTPException)):
@@ -317,10 +317,10 @@ def test_a_new_list_ends_everything_within_five_seconds(outside):
     row = next(row for row in outside.cert("list").stdout.splitlines() if row.split()[0] == str(lost.terminal.number))
     assert row.split()[2] == "revoked"
     assert "失効" in outside.public(lost.terminal).get("/", headers={"Accept": "text/html"}).text
-    wait_for(lambda: outside.count(f"SELECT COUNT(*) FROM sessions WHERE user_id = '{lost.user_id}'") == 0, 5, what="the session's end")
+    wait_for(lambda: outside.count(f"SELECT COUNT(*) FROM sessions WHERE user_id = '{lost.user_id}'") == 0, 20, what="the session's end")
     assert "kept" not in ended and kept.client.get(WHOAMI).status == 200
     kept.client.say(outside.room(kept), "weiter")
-    threads[1].join(10)
+    threads[1].join(40)
     assert ended["kept"][1] == "200 None"
     # What is on the list is registered no more, and the terminal's next certificate begins without the old session.
     again = outside.register_terminal(lost.terminal, lost.facility)
@@ -341,7 +341,7 @@ def test_a_renewed_terminal_goes_on(outside):
     assert outside.act("terminals/register", body)["terminal"] == person.terminal.number
     assert outside.public(renewed, person.token).get(WHOAMI).status == 200
     outside.publish(person.terminal)
-    wait_for(lambda: refusal(outside, person.terminal) == "revoked", 5, what="the list")
+    wait_for(lambda: refusal(outside, person.terminal) == "revoked", 20, what="the list")
     assert outside.public(renewed, person.token).get(WHOAMI).status == 200
 
 
@@ -353,8 +353,8 @@ def test_heya_revokes_them_too(outside):
     began = time.monotonic()
     done = outside.cert("revoke", str(person.terminal.number), "--reason", "紛失")
     assert done.returncode == 0 and "失効しました。終了したセッション: 1" in done.stdout, done
-    thread.join(10)
-    assert ended["poll"][0] - began < 5
+    thread.join(40)
+    assert ended["poll"][0] - began < REVOKED_WITHIN
     assert refusal(outside, person.terminal) == "revoked"
     assert outside.register_terminal(person.terminal, person.facility).told == (409, "JP_HEYA_EXISTS")
     outside.restart()
@@ -362,16 +362,16 @@ def test_heya_revokes_them_too(outside):
 
 
 def test_an_expired_certificate_is_told(outside):
-    person = outside.ready(ends=now() + datetime.timedelta(seconds=4))
+    person = outside.ready(ends=now() + datetime.timedelta(seconds=20))
     assert person.client.get(WHOAMI).status == 200
-    wait_for(lambda: person.client.get(WHOAMI).status == 403, 10, 0.2, what="the end of its validity")
+    wait_for(lambda: person.client.get(WHOAMI).status == 403, 60, 0.2, what="the end of its validity")
     assert refusal(outside, person.terminal) == "expired"
 
 
 def test_a_bad_list_is_refused_and_the_old_one_stays(outside):
     lost, kept = outside.ready(), outside.ready()
     outside.publish(lost.terminal)
-    wait_for(lambda: refusal(outside, lost.terminal) == "revoked", 5, what="the list")
+    wait_for(lambda: refusal(outside, lost.terminal) == "revoked", 20, what="the list")
     before = outside.look("stats")["client_crl"]
     good = outside.list.read_bytes()
     impostor = Authority(outside.folder / "impostor")
@@ -390,16 +390,16 @@ def test_a_bad_list_is_refused_and_the_old_one_stays(outside):
     ):
         said = outside.log().count("the new revocation list is not used")
         put(outside.list, bad)
-        wait_for(lambda: outside.log().count("the new revocation list is not used") > said, 5, what=f"the refusal: {told}")
+        wait_for(lambda: outside.log().count("the new revocation list is not used") > said, 20, what=f"the refusal: {told}")
         assert told in outside.log().rsplit("the new revocation list is not used", 1)[1].splitlines()[0], told
         assert refusal(outside, lost.terminal) == "revoked" and kept.client.get(WHOAMI).status == 200
         assert outside.look("stats")["client_crl"] == before
     # A missing file changes nothing either, and a good one is taken again.
     outside.list.unlink()
-    wait_for(lambda: "No such file" in outside.log(), 5, what="the missing file in the log")
+    wait_for(lambda: "No such file" in outside.log(), 20, what="the missing file in the log")
     assert refusal(outside, lost.terminal) == "revoked"
     outside.publish(kept.terminal)
-    wait_for(lambda: refusal(outside, kept.terminal) == "revoked", 5, what="the good list")
+    wait_for(lambda: refusal(outside, kept.terminal) == "revoked", 20, what="the good list")
     assert outside.look("stats")["client_crl"]["entries"] == before["entries"] + 1
 
 
@@ -415,11 +415,11 @@ def test_the_servers_certificate_is_replaced_without_a_restart(outside):
     new = outside.server_certificate()
     # A key that does not fit is reported and not used.
     put(outside.certificate.key, outside.server_certificate().key.read_bytes())
-    wait_for(lambda: "the server certificate's new files are not used" in outside.log(), 5, what="the refusal")
+    wait_for(lambda: "the server certificate's new files are not used" in outside.log(), 20, what="the refusal")
     old = presented()
     put(outside.certificate.cert, new.cert.read_bytes())
     put(outside.certificate.key, new.key.read_bytes())
-    wait_for(lambda: presented() == serial_of(new), 10, what="the new certificate")
+    wait_for(lambda: presented() == serial_of(new), 20, what="the new certificate")
     assert old != serial_of(new)
     assert person.client.get(WHOAMI).status == 200, "open connections go on"
     assert outside.public(person.terminal, person.token).get(WHOAMI).status == 200

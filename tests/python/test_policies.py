@@ -150,7 +150,7 @@ def test_the_city_is_told_once_that_a_retention_has_run_out(database: str, fresh
     closed, _ = subject_room(server, member)
     server.close_room(closed)
     server.restart()
-    wait_for(lambda: told(first), 10, 0.2, "the word that the retention has run out")
+    wait_for(lambda: told(first), 60, 0.2, "the word that the retention has run out")
     (body,) = told_by_city(server, staff, "保存期間が過ぎた部屋があります")
     for word in ("書き出し", "消去", "法的保全"):
         assert word in body, "what the city can do now"
@@ -159,11 +159,11 @@ def test_the_city_is_told_once_that_a_retention_has_run_out(database: str, fresh
     # Each start looks again: the second room of each is what shows that it has looked.
     _, second = archived()
     server.restart()
-    wait_for(lambda: told(second), 10, 0.2, "the second room")
+    wait_for(lambda: told(second), 60, 0.2, "the second room")
     assert notices() == [str(first), str(second)], "the first is not told again; held, kept for five years, or only closed: not told"
     lived(server, held, "release", reason="終結")
     server.restart()
-    wait_for(lambda: told(kept), 10, 0.2, "the room that is no longer held")
+    wait_for(lambda: told(kept), 60, 0.2, "the room that is no longer held")
     assert notices() == [str(first), str(second), str(kept)] and not told(meeting) and not told(number(closed))
 
 

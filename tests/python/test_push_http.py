@@ -290,10 +290,13 @@ def test_reading_tells_the_count(world: World):
     elsewhere = reader.log_in()
     for event in events:
         read(elsewhere, room, event)
-    wait_for(lambda: any("event_id" not in one for one in world.good.told(key)), 20, what="the count")
-    alone = [one for one in world.good.told(key) if "event_id" not in one]
-    assert [one["counts"] for one in alone] == [{"unread": 0}]
-    assert set(alone[0]) == {"counts", "devices", "prio"}
+
+    def alone() -> list[dict]:
+        return [one for one in world.good.told(key) if "event_id" not in one]
+
+    # A second after the first reading; where that comes into the middle of them, once more ten seconds later.
+    wait_for(lambda: alone() and alone()[-1]["counts"] == {"unread": 0}, 40, what="the count")
+    assert len(alone()) <= 2 and all(set(one) == {"counts", "devices", "prio"} for one in alone())
     # Over all rooms: one unread message elsewhere stays in the count.
     second = world.server.room(reader, world.doctor)
     other = world.doctor.client.say(second, "別の部屋")
@@ -303,7 +306,7 @@ def test_reading_tells_the_count(world: World):
     assert next(one for one in world.good.told(key) if one.get("event_id") == last)["counts"] == {"unread": 2}
     # Who writes has read.
     reader.client.say(room, "見ました")
-    wait_for(lambda: [one for one in world.good.told(key) if "event_id" not in one][-1]["counts"] == {"unread": 1}, 20)
+    wait_for(lambda: alone()[-1]["counts"] == {"unread": 1}, 40)
 
 
 def test_a_rejected_key_goes(world: World):
@@ -400,10 +403,9 @@ def test_a_pusher_moves_with_the_app(world: World):
 def test_one_gateway_holds_up_nobody(world: World, mode: str):
     bad, fine = set_pusher(world.nurse.client, world.good.url), set_pusher(world.nurse.client, world.other.url)
     world.good.mode = mode
-    began = time.monotonic()
-    events = [world.doctor.client.say(world.room, f"{mode} {i}") for i in range(3)]
-    wait_for(lambda: set(events) <= set(world.other.events(fine)), 10, what="the other gateway")
-    assert time.monotonic() - began < 10
+    # So many that ten seconds for each of them, after which the server gives up, were longer than the wait.
+    events = [world.doctor.client.say(world.room, f"{mode} {i}") for i in range(6)]
+    wait_for(lambda: set(events) <= set(world.other.events(fine)), 40, what="the other gateway, while this one is as it is")
     wait_for(lambda: world.good.told(bad), what="a try")
     if mode == "503":
         wait_for(lambda: len(world.good.told(bad)) >= 3, what="tries again")
@@ -432,12 +434,13 @@ def test_mail_does_not_wait_for_gateways(tmp_path):
         confirm(city, smtp, nurse, address)
         gateway.mode = "hang"
         key = set_pusher(nurse.client, gateway.url)
-        doctor.client.say(room, "動かない通知サーバー")
+        # So many that ten seconds for each of them, after which the server gives up, were longer than the wait.
+        for n in range(5):
+            doctor.client.say(room, f"動かない通知サーバー {n}")
         wait_for(lambda: gateway.told(key), what="the gateway to hang")
-        began, since = time.monotonic(), len(smtp.mails)
+        since = len(smtp.mails)
         doctor.client.say(room, "お願いします", **{"m.mentions": {"user_ids": [nurse.user_id]}})
-        smtp.expect(address, since=since, seconds=9)
-        assert time.monotonic() - began < 9
+        smtp.expect(address, since=since, seconds=40)
     finally:
         gateway.mode = "ok"
         city.remove()

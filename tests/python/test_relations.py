@@ -10,7 +10,7 @@ import itertools
 
 import pytest
 
-from harness import Person, Server, quote
+from harness import Person, Server, quote, wait_for
 
 C = "/_matrix/client/v3"
 V1 = "/_matrix/client/v1"
@@ -221,8 +221,12 @@ def test_search_tells_what_relates(people, room):
     last = reply(b, room, event, "返事です")
     body = {"search_categories": {"room_events": {"search_term": "関係検索", "event_context": {
         "before_limit": 0, "after_limit": 1}}}}
-    found = b.client.ok("POST", f"{C}/search", body)["search_categories"]["room_events"]["results"]
-    hit = next(one["result"] for one in found if one["result"]["event_id"] == event)
+
+    def found() -> dict | None:
+        results = b.client.ok("POST", f"{C}/search", body)["search_categories"]["room_events"]["results"]
+        return next((one["result"] for one in results if one["result"]["event_id"] == event), None)
+
+    hit = wait_for(found, 30, 0.1, "the event in the index")
     assert hit["unsigned"]["m.relations"]["m.thread"]["latest_event"]["event_id"] == last
 
 
@@ -349,8 +353,13 @@ def test_ignored_users_are_left_out(people, room):
         told = a.client.sync(since).get("rooms", {}).get("join", {}).get(room, {}).get("timeline", {}).get("events", [])
         assert later not in ids(told)
         body = {"search_categories": {"room_events": {"search_term": "無視検索"}}}
-        hits = a.client.ok("POST", f"{C}/search", body)["search_categories"]["room_events"]["results"]
-        assert [hit["result"]["event_id"] for hit in hits] == [root]
+
+
+        def hits() -> list[str]:
+            results = a.client.ok("POST", f"{C}/search", body)["search_categories"]["room_events"]["results"]
+            return [hit["result"]["event_id"] for hit in results]
+
+        wait_for(lambda: hits() == [root], 30, 0.1, "the event in the index, alone")
         # The root of theirs is told as if it had been redacted.
         listed = threads(a, room)["chunk"]
         emptied = next(one for one in listed if one["event_id"] == theirs)

@@ -257,21 +257,21 @@ def test_guesses_at_once_do_not_pass_the_ceiling(server: Server):
     for n, guess in enumerate(guesses):
         guess.post(f"{C}/login", login_body(person.login_id, f"wrong-{n}"))
     # All are on their way, and not one was judged; the right one is the thirty-first.
-    time.sleep(0.05)
+    time.sleep(0.5)
     right.post(f"{C}/login", login_body(person.login_id, person.password))
     assert right.answer()[0] == 403
     assert {guess.answer()[0] for guess in guesses} == {403}
     assert server.log_in(server.public(person.terminal), person.login_id, person.password).status == 403
 
 
-@pytest.mark.timeout(120)
 def test_who_asks_on_while_limited_gets_through(fresh):
     """Everybody of a facility comes from one address: who is refused and tries again soon must come in as fast as the limit
     allows, not never."""
     server = fresh(config={"policy": {"rate_limits": True}})
     person = server.person()
     client = server.public(person.terminal)
-    wait_for(lambda: server.log_in(client, "p999999", "x").status == 429, 60, 0, "the limit")
+    # Refreshing counts to the same allowance, without the hash of a password.
+    wait_for(lambda: client.post(f"{C}/refresh", {"refresh_token": "x"}).status == 429, 60, 0, "the limit")
     through = []
 
     def comes_in() -> bool:
@@ -279,7 +279,7 @@ def test_who_asks_on_while_limited_gets_through(fresh):
         return sum(through) >= 3
 
     # One a second is allowed, and two a second ask.
-    wait_for(comes_in, 20, 0.5, "three of those who ask on")
+    wait_for(comes_in, 60, 0.5, "three of those who ask on")
 
 
 # Ends that end everything --------------------------------------------------------------------------------------------

@@ -189,7 +189,6 @@ def test_what_a_gateway_missed_while_it_was_away_is_told(world: World):
     wait_for(lambda: all(set(events) <= set(world.good.events(key)) for key in keys.values()), 60, what="what was missed")
 
 
-@pytest.mark.timeout(240)
 def test_a_gateway_that_takes_nothing_for_a_while_is_told_afterwards(world: World):
     """Many phones, none served: then it is the gateway, and what came last waits for it."""
     third = world.server.person()

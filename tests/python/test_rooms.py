@@ -8,7 +8,7 @@ import secrets
 
 import pytest
 
-from harness import Answer, Client, Person, Server, quote
+from harness import Answer, Client, Person, Server, quote, wait_for
 
 R = "/_matrix/client/v3/rooms/"
 FORBIDDEN = (403, "M_FORBIDDEN")
@@ -761,7 +761,8 @@ def test_closing_is_seen_and_reading_goes_on(closed, people):
     assert all(level > max(everybody) for kind, level in levels["events"].items()), levels
     assert client.get(media_path(closed.mxc)).status == 200
     body = {"search_categories": {"room_events": {"search_term": "発熱", "filter": {"rooms": [closed.room]}}}}
-    assert client.ok("POST", "/_matrix/client/v3/search", body)["search_categories"]["room_events"]["count"] == 1
+    wait_for(lambda: client.ok("POST", "/_matrix/client/v3/search", body)["search_categories"]["room_events"]["count"] == 1,
+             30, 0.1, "the event in the index")
 
 
 def test_what_is_still_allowed_in_a_closed_room(any_city, people):

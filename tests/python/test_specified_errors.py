@@ -294,7 +294,7 @@ def test_no_null_for_what_there_is_not(server: Server):
         answer = me.client.ok("POST", f"{C}/search", {"search_categories": {"room_events": asked}})
         return answer["search_categories"]["room_events"]["results"]
 
-    wait_for(found, 10, what="the event in the index")
+    wait_for(found, 30, what="the event in the index")
     assert not nulls(found()) and found()[0]["context"]["profile_info"] == {me.user_id: {}}
 
 

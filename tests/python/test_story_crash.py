@@ -517,7 +517,7 @@ class World:
         listed = self.command(f"一覧 端末 {nurse.person.login_id}", "・端末 ")
         for terminal in re.findall(r"^・端末 (\d+) [^\n]*有効", listed, re.M):
             self.command(f"端末失効 {terminal} 紛失", "終了したログイン：")
-        poll.join(15)  # the server may have been away meanwhile
+        poll.join(60)  # the server may have been away meanwhile
         assert not poll.is_alive(), "the long poll of a lost terminal goes on"
 
         # 10: the end
@@ -689,7 +689,7 @@ class Waiting:
             return next(self._left)
 
 
-@pytest.mark.timeout(180 + 60 * max(map(len, STORIES.values())))
+@pytest.mark.timeout(max(600, 180 + 60 * max(map(len, STORIES.values()))))
 def test_kill_every_part_during_the_story(database: str, tmp_path):
     mine = STORIES[database]
     begun = time.monotonic()
@@ -757,7 +757,7 @@ def test_killed_between_two_files(pair, fresh):
     city.first_staff().client.sync()
 
 
-@pytest.mark.timeout(60 + 20 * len(FIRST_STARTS))
+@pytest.mark.timeout(max(600, 60 + 20 * len(FIRST_STARTS)))
 def test_killed_in_its_first_start(database: str, tmp_path):
     """A city begins whole or anew: its first member of staff can enrol from the sheets that are there."""
     for seed in FIRST_STARTS:

@@ -690,13 +690,11 @@ def slides(server: Server) -> bool:
     return server.public().ok("GET", "/_matrix/client/versions").get("unstable_features", {}).get("org.matrix.simplified_msc3575") is True
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_folded_syncs_are_a_fresh_sync(server, seed):
     run(server, seed)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", SEEDS[:3])
 def test_folded_sliding_syncs_are_a_fresh_sync(server, seed):
     if not slides(server):
@@ -704,7 +702,6 @@ def test_folded_sliding_syncs_are_a_fresh_sync(server, seed):
     run(server, seed, sliding=True)
 
 
-@pytest.mark.timeout(300)
 def test_syncs_while_everybody_writes(server):
     """Each user works in a thread of their own and their clients wait on long polls meanwhile."""
     world = World(server, 77)
