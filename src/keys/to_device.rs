@@ -67,38 +67,33 @@ pub async fn send(
                 if batch.known_txn(&key).is_some() {
                     return Ok(());
                 }
-                let mut devices = 0;
-                for (target, events) in reached {
-                    let user = target.as_str();
-                    let known = batch.live.user(&target);
-                    let all = store::personal::devices(batch.reading(), user).await?;
+                // `*` is as many as there are; counted before anything is kept.
+                let mut devices = Vec::new();
+                for (target, events) in &reached {
+                    let all = store::personal::devices(batch.reading(), target.as_str()).await?;
                     for (device_id, event) in events {
-                        for device in all.iter().filter(|d| device_id == "*" || d.device_id == device_id) {
-                            // `*` is as many as there are.
-                            devices += 1;
-                            if devices > DEVICES_MAX {
-                                return Err(invalid("Too many devices at once."));
-                            }
-                            let device_id = device.device_id.as_str();
-                            let waiting = match known.of_devices.waiting(device_id) {
-                                Some(bytes) => bytes,
-                                None => {
-                                    store::keys::to_device_bytes(batch.reading(), user, device_id).await?
-                                }
-                            };
-                            let bytes = i64::try_from(event.len()).unwrap_or(i64::MAX);
-                            let fits = waiting <= WAITING_BYTES_MAX;
-                            known
-                                .of_devices
-                                .set_waiting(device_id, if fits { waiting + bytes } else { waiting });
-                            if !fits {
-                                continue;
-                            }
-                            let position = batch.personal_change(&target);
-                            let conn = batch.sql().await?;
-                            store::keys::put_to_device(conn, user, device_id, position, &event).await?;
+                        let named = all.iter().filter(|d| device_id == "*" || d.device_id == *device_id);
+                        devices.extend(named.map(|device| (target, device.device_id.clone(), event)));
+                        if devices.len() > DEVICES_MAX {
+                            return Err(invalid("Too many devices at once."));
                         }
                     }
+                }
+                for (target, device_id, event) in devices {
+                    let (user, known) = (target.as_str(), batch.live.user(target));
+                    let waiting = match known.of_devices.waiting(&device_id) {
+                        Some(bytes) => bytes,
+                        None => store::keys::to_device_bytes(batch.reading(), user, &device_id).await?,
+                    };
+                    let bytes = i64::try_from(event.len()).unwrap_or(i64::MAX);
+                    let fits = waiting <= WAITING_BYTES_MAX;
+                    known.of_devices.set_waiting(&device_id, if fits { waiting + bytes } else { waiting });
+                    if !fits {
+                        continue;
+                    }
+                    let position = batch.personal_change(target);
+                    let conn = batch.sql().await?;
+                    store::keys::put_to_device(conn, user, &device_id, position, event).await?;
                 }
                 batch.remember_txn(key);
                 Ok(())
