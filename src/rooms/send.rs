@@ -13,6 +13,7 @@ use super::{
     append::Intent,
     batch::Batch,
     committer::{Hint, TxnKey},
+    life,
     live::Receipt,
     member,
     pdu::Event,
@@ -52,6 +53,10 @@ pub struct Sending {
 const NEVER_STATE: [&str; 6] =
     ["m.room.redaction", "m.reaction", "m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start"];
 
+/// State that says who may come in, read and do what: a change of it is a change of permissions (C23).
+const PERMISSIONS: [&str; 4] =
+    ["m.room.power_levels", "m.room.join_rules", "m.room.history_visibility", "m.room.guest_access"];
+
 /// Sends an event and answers its id when it is durable.
 pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
     let kind = sending.kind.to_string();
@@ -88,6 +93,14 @@ pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
                 if kind == "m.room.member" && sending.state_key.is_some() {
                     check_member(batch, &sending).await?;
                 }
+                let permissions = match &sending.state_key {
+                    Some(state_key) if PERMISSIONS.contains(&kind.as_str()) => {
+                        let state = &batch.room(&sending.room_id).await?.state;
+                        let present = state.event(&StateEventType::from(kind.as_str()), state_key);
+                        Some(present.map(|event| event.event_id.clone()))
+                    }
+                    _ => None,
+                };
                 let intent = Intent {
                     room_id: &sending.room_id,
                     sender: &sending.sender,
@@ -100,6 +113,12 @@ pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
                     through_closed: false,
                 };
                 let event_id = batch.append(intent).await?.event_id.clone();
+                if permissions.is_some_and(|before| before.as_ref() != Some(&event_id)) {
+                    if let Some(origin) = &sending.origin {
+                        batch.acting_from(origin.clone());
+                    }
+                    life::record(batch, sending.sender.as_str(), "room.permissions", &sending.room_id, &kind, "");
+                }
                 // In the control room what somebody writes may be an order.
                 if let Some(origin) = &sending.origin
                     && batch.room(&sending.room_id).await?.row.kind == "control"

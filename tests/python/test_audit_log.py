@@ -410,3 +410,22 @@ def test_originals_are_read_for_a_reason(logged: Server):
     assert logged.act("audit/originals", {"room": 99999, "reason": "x"}, expect=None).told == (404, "M_NOT_FOUND")
     assert logged.act("audit/originals", {"room": int(number)}, expect=None).told == (400, "M_MISSING_PARAM")
     assert logged.act("audit/originals", {"room": int(number), "reason": "あ" * 501}, expect=None).told == (400, "M_INVALID_PARAM")
+
+
+def test_who_may_do_what_is_changed(fresh):
+    """C23: a change of a room's permissions is in the log with who, terminal and what; what changes nothing is not."""
+    server = fresh(config={"policy": {"create_rooms": "everybody"}})
+    a = server.person()
+    room = a.client.ok("POST", f"{C}/createRoom", {"name": "院内の部屋"})["room_id"]
+    state = f"{R}{quote(room)}/state/"
+    levels = a.client.state(room, "m.room.power_levels")
+    for _ in range(2):
+        a.client.ok("PUT", f"{state}m.room.power_levels", levels | {"events_default": 10})
+    a.client.ok("PUT", f"{state}m.room.history_visibility", {"history_visibility": "joined"})
+    a.client.ok("PUT", f"{state}m.room.topic", {"topic": "連絡"})
+    assert a.client.put(f"{state}m.room.join_rules", {"join_rule": "knock"}).status == 403
+    changes = listed(server).of("room.permissions")
+    assert [entry["target"] for entry in changes] == ["m.room.power_levels", "m.room.history_visibility"]
+    number = str(server.terminal_number(a))
+    assert all(f"({a.user_id})" in entry["who"] and entry["terminal"] == number and entry["address"] == "127.0.0.1"
+               and entry["certificate"] != "-" for entry in changes), changes
