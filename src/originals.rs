@@ -92,6 +92,10 @@ pub fn text(event: &Event) -> String {
     if let Some(file) = part["url"].as_str().or_else(|| part["file"]["url"].as_str()) {
         text = format!("{text} [{file}]");
     }
+    // What most clients show where it is there.
+    if let Some(formatted) = part["formatted_body"].as_str() {
+        text = format!("{text}\n（書式つき）{formatted}");
+    }
     if text.trim().is_empty() {
         text = match part.as_object() {
             Some(fields) if !fields.is_empty() => part.to_string(),

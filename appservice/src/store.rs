@@ -501,11 +501,12 @@ pub(crate) async fn case_of_message(db: &mut SqliteConnection, event_id: &str) -
     Ok(number.fetch_optional(db).await?)
 }
 
-/// How many requests and reports of consent were taken from somebody since a time.
+/// How many requests and reports of consent were taken from somebody since a time; not what staff typed or took from a file
+/// in their name ([`crate::cases::origin_in_file`]).
 pub(crate) async fn asked_since(db: &mut SqliteConnection, sender: &str, since: i64) -> Result<i64, Error> {
     let count = sqlx::query_scalar(
-        "SELECT (SELECT count(*) FROM cases WHERE requester = $1 AND filed_at >= $2) \
-         + (SELECT count(*) FROM consents WHERE reported_by = $1 AND reported_at >= $2)",
+        "SELECT (SELECT count(*) FROM cases WHERE requester = $1 AND filed_at >= $2 AND NOT by_staff) \
+         + (SELECT count(*) FROM consents WHERE reported_by = $1 AND reported_at >= $2 AND event_id NOT LIKE '%#%')",
     )
     .bind(sender)
     .bind(since);

@@ -31,7 +31,8 @@ pub enum Audit {
     /// Show what was edited or redacted in a room, with every version, who did it and when (C26).
     ///
     /// For an auditor: members see none of this. It holds what was written about the subject, on the terminal's screen
-    /// only. The server must run: that it was read, and why, is logged first. A purged room has nothing of it.
+    /// only. The server must run: that it was read, and why, is logged first. A purged room has nothing of it; a room of
+    /// two people has no number while somebody is in it.
     Originals {
         /// The room number (部屋番号).
         #[arg(long)]
@@ -87,7 +88,13 @@ pub async fn run(config: &Config, audit: Audit) -> Result<ExitCode> {
 /// What people wrote, on one line: a line break in a reason must not look like another entry.
 fn one_line(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') { '␤' } else { c })
+        .map(|c| match c {
+            '\u{2028}' | '\u{2029}' => '␤',
+            // They turn around or hide what stands beside them.
+            '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' => '␣',
+            c if c.is_control() => '␤',
+            c => c,
+        })
         .collect()
 }
 
@@ -153,7 +160,13 @@ async fn room_id_of(conn: &mut store::Conn, number: i64) -> Result<OwnedRoomId> 
 
 async fn originals(db: &Db, room: i64) -> Result<()> {
     let mut conn = db.read().await?;
-    let room_id = room_id_of(&mut conn, room).await?;
+    let row = store::rooms::by_number(&mut conn, room).await?;
+    let row = row.ok_or_else(|| Error::internal(format!("部屋番号{room}の部屋はありません")))?;
+    if matches!(row.status.as_str(), "purging" | "purged") {
+        println!("部屋番号{room}の部屋は消去されています。");
+        return Ok(());
+    }
+    let room_id = row.room_id;
     let posts = originals::of_room(&mut conn, &room_id).await?;
     if posts.is_empty() {
         println!("部屋番号{room}に、訂正または取り消された投稿はありません。");

@@ -15,16 +15,16 @@ use crate::{
 /// Login attempts, address checks and the like: one a second over time from one address, forty at once (a facility's
 /// staff come to work behind one address).
 const BEFORE_LOGIN: Rate = Rate { per_second: 1.0, burst: 40.0, retry_after_ms: 2_000 };
-/// All sessions of one account together have what so many sessions have. A facility's ID is many terminals'.
-const SESSIONS_OF_ACCOUNT: f64 = 8.0;
-/// Two-person rooms that somebody makes: each stays for years, with a number of the city's.
-const DIRECT_ROOMS: Rate = Rate { per_second: 20.0 / 86_400.0, burst: 20.0, retry_after_ms: 3_600_000 };
-/// Changes of name or picture: each is written into all rooms of the account.
-const PROFILES: Rate = Rate { per_second: 1.0 / 60.0, burst: 10.0, retry_after_ms: 60_000 };
-/// Mails that check an address, asked for from one address; and all of them.
+/// All sessions of one account on one terminal together have what so many sessions have: a facility's ID is many terminals'.
+const SESSIONS_OF_TERMINAL: f64 = 8.0;
+/// Two-person rooms that an ID makes, also a facility's: each stays for years, with a number of the city's.
+const DIRECT_ROOMS: Rate = Rate { per_second: 100.0 / 86_400.0, burst: 100.0, retry_after_ms: 864_000 };
+/// Changes of name or picture: each goes through all rooms of the account.
+const PROFILES: Rate = Rate { per_second: 1.0 / 60.0, burst: 30.0, retry_after_ms: 60_000 };
+/// Mails that check an address, asked for on one terminal, or from one address where none is shown; and all of them.
 const ADDRESS_CHECKS: Rate = Rate { per_second: 20.0 / 3_600.0, burst: 20.0, retry_after_ms: 180_000 };
 const ADDRESS_CHECKS_IN_ALL: Rate =
-    Rate { per_second: 600.0 / 3_600.0, burst: 600.0, retry_after_ms: 60_000 };
+    Rate { per_second: 3_000.0 / 3_600.0, burst: 3_000.0, retry_after_ms: 60_000 };
 /// Accounts, addresses, and users of appservices, remembered of each kind.
 const COUNTED_MAX: usize = 10_000;
 
@@ -60,10 +60,10 @@ pub struct Limiter {
     /// By address; of IPv6 by its network of 64 bits, which one house has whole.
     before_login: Left<IpAddr>,
     masqueraded: Left<OwnedUserId>,
-    accounts: Left<OwnedUserId>,
+    accounts: Left<(OwnedUserId, Option<i64>)>,
     direct_rooms: Left<OwnedUserId>,
     profiles: Left<OwnedUserId>,
-    address_checks: Left<IpAddr>,
+    address_checks: Left<(Option<i64>, Option<IpAddr>)>,
     address_checks_in_all: Left<()>,
 }
 
@@ -81,7 +81,8 @@ impl Limiter {
         }
         session.allowance.store(left, Ordering::Relaxed);
         // Whoever logs in many times has no more for it.
-        count(&self.accounts, &*session.user_id, now, Rate::of_sessions(limits, SESSIONS_OF_ACCOUNT))
+        let whose = (session.user_id.clone(), session.terminal);
+        count(&self.accounts, &whose, now, Rate::of_sessions(limits, SESSIONS_OF_TERMINAL))
     }
 
     /// Counts a request from an address that nobody has logged in on, or refuses it.
@@ -104,9 +105,11 @@ impl Limiter {
         count(&self.profiles, user_id, now, PROFILES)
     }
 
-    /// Counts a mail that checks an address, asked for from an address, or refuses it.
-    pub fn allow_address_check(&self, address: IpAddr, now: i64) -> Result<()> {
-        count(&self.address_checks, &network(address), now, ADDRESS_CHECKS)?;
+    /// Counts a mail that checks an address, asked for on a terminal (many of which have one address) or from an address,
+    /// or refuses it.
+    pub fn allow_address_check(&self, terminal: Option<i64>, address: IpAddr, now: i64) -> Result<()> {
+        let whose = (terminal, terminal.is_none().then(|| network(address)));
+        count(&self.address_checks, &whose, now, ADDRESS_CHECKS)?;
         count(&self.address_checks_in_all, &(), now, ADDRESS_CHECKS_IN_ALL)
     }
 }
@@ -186,16 +189,16 @@ mod tests {
     #[test]
     fn a_slow_allowance_grows_back() {
         let (limiter, who) = (Limiter::default(), ruma::user_id!("@a:heya.test"));
-        for _ in 0..20 {
+        for _ in 0..100 {
             limiter.allow_direct_room(who, 0).unwrap();
         }
         limiter.allow_direct_room(who, 0).unwrap_err();
         limiter.allow_direct_room(ruma::user_id!("@b:heya.test"), 0).unwrap();
-        // One in 72 minutes, also for who keeps asking; all of them in a day.
-        limiter.allow_direct_room(who, 36 * 60_000).unwrap_err();
-        limiter.allow_direct_room(who, 73 * 60_000).unwrap();
-        limiter.allow_direct_room(who, 74 * 60_000).unwrap_err();
-        for _ in 0..20 {
+        // One after as long as the refusal says, also for who keeps asking; all of them in a day.
+        limiter.allow_direct_room(who, 432_000).unwrap_err();
+        limiter.allow_direct_room(who, 864_001).unwrap();
+        limiter.allow_direct_room(who, 864_002).unwrap_err();
+        for _ in 0..100 {
             limiter.allow_direct_room(who, 2 * 86_400_000).unwrap();
         }
         limiter.allow_direct_room(who, 2 * 86_400_000).unwrap_err();

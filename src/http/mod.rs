@@ -1,7 +1,13 @@
 //! Listeners, connections, and what every request goes through before its handler: limits, host, certificate.
 //! Knows no endpoint.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -259,7 +265,7 @@ pub async fn serve(server: Arc<Server>, serving: Serving) {
     let permits = Arc::new(Semaphore::new(server.config.limits.connections));
     let mut stopping = server.stopping.subscribe();
     let tracker = Arc::new(());
-    let outsiders = Arc::new(Outsiders::default());
+    let (handshakes, outsiders) = (Arc::new(Outsiders::default()), Arc::new(Outsiders::default()));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -282,13 +288,14 @@ pub async fn serve(server: Arc<Server>, serving: Serving) {
         let _ = stream.set_nodelay(true);
         let (server, tls, router, kind) =
             (Arc::clone(&server), serving.tls.clone(), serving.router.clone(), serving.kind);
-        let outsider = if tls.is_some() && server.config.policy.rate_limits {
-            let max = (server.config.limits.connections / NETWORK_SHARE).max(OF_NETWORK_MIN);
-            let Some(place) = outsiders.enter(address.ip(), max) else { continue };
-            Some(place)
-        } else {
-            None
-        };
+        let limited = tls.is_some() && server.config.policy.rate_limits;
+        let max = (server.config.limits.connections / NETWORK_SHARE).max(OF_NETWORK_MIN);
+        // Terminals come from where others come from: until the handshake is over, nobody knows who it is.
+        let handshake = if limited { handshakes.enter(address.ip(), max) } else { None };
+        if limited && handshake.is_none() {
+            continue;
+        }
+        let outsiders = Arc::clone(&outsiders);
         let tracker = Arc::clone(&tracker);
         tokio::spawn(async move {
             let _permit = permit;
@@ -299,7 +306,12 @@ pub async fn serve(server: Arc<Server>, serving: Serving) {
                     match tls.accept(stream, timeout).await {
                         Ok((stream, presented)) => {
                             let (standing, _) = server.terminals.standing(&presented, server.now());
-                            let _outsider = outsider.filter(|_| standing != Standing::Valid);
+                            drop(handshake);
+                            let counted = limited && standing != Standing::Valid;
+                            let outsider = if counted { outsiders.enter(address.ip(), max) } else { None };
+                            if counted && outsider.is_none() {
+                                return;
+                            }
                             connection(&server, stream, address, presented, kind, router).await;
                         }
                         Err(error) => tracing::debug!(%error, "a connection ended in its handshake"),
@@ -374,6 +386,7 @@ async fn connection<S>(
         .max_header_list_size(64 * 1024)
         .keep_alive_interval(Some(Duration::from_secs(60)))
         .keep_alive_timeout(Duration::from_secs(20));
+    let stream = Counted { stream, activity: Arc::clone(&activity) };
     let serving = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
     let mut stopping = server.stopping.subscribe();
@@ -409,6 +422,8 @@ struct Activity {
     /// Answers of which not all is taken yet.
     answering: std::sync::atomic::AtomicUsize,
     changes: std::sync::atomic::AtomicU64,
+    /// Bytes written to the other side.
+    written: std::sync::atomic::AtomicU64,
 }
 
 /// One request under way.
@@ -429,10 +444,10 @@ impl hyper::body::Body for Whole {
     type Error = axum::Error;
 
     fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, axum::Error>>> {
-        let frame = std::pin::Pin::new(&mut self.body).poll_frame(context);
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
         if frame.is_ready() {
             self.working.activity.changed();
         }
@@ -477,20 +492,81 @@ impl Activity {
         self.changes.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
     }
 
-    /// Ends when no request came or waited for its answer for so long; and while there are answers, when nothing of them
-    /// was taken for ten times as long: on a slow line the system holds what takes minutes to arrive.
+    /// Ends when no request came or waited for its answer, and little was written, for so long; and while there are answers,
+    /// after ten times as long: on a slow line the system holds what takes minutes to arrive.
     async fn idle_for(&self, time: Duration) {
         use std::sync::atomic::Ordering::Acquire;
-        let (mut before, mut times) = (self.changes.load(Acquire), 0);
+        let (mut before, mut written, mut times) =
+            (self.changes.load(Acquire), self.written.load(Acquire), 0);
         loop {
             tokio::time::sleep(time).await;
-            let now = self.changes.load(Acquire);
-            times = if now == before && self.waiting.load(Acquire) == 0 { times + 1 } else { 0 };
-            before = now;
+            let (changes, bytes) = (self.changes.load(Acquire), self.written.load(Acquire));
+            // An answer in one piece counts as taken once it waits to be written, and may be large.
+            let flows = bytes - written >= FLOW_BYTES;
+            let idle = changes == before && !flows && self.waiting.load(Acquire) == 0;
+            times = if idle { times + 1 } else { 0 };
+            (before, written) = (changes, bytes);
             if times >= TAKING_TIMES || times > 0 && self.answering.load(Acquire) == 0 {
                 return;
             }
         }
+    }
+}
+
+/// A connection whose written bytes are counted.
+struct Counted<S> {
+    stream: S,
+    activity: Arc<Activity>,
+}
+
+impl<S> Counted<S> {
+    fn counted(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &written {
+            self.activity.written.fetch_add(*bytes as u64, std::sync::atomic::Ordering::AcqRel);
+        }
+        written
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.counted(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.counted(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -499,8 +575,10 @@ const NETWORK_SHARE: usize = 10;
 const OF_NETWORK_MIN: usize = 200;
 /// How many times as long as a request may take, nothing of an answer may be taken.
 const TAKING_TIMES: u32 = 10;
+/// What is written meanwhile on a connection that is in use; answers to pings are far less.
+const FLOW_BYTES: u64 = 64 << 10;
 
-/// Connections from each network that have shown no valid certificate.
+/// Connections from each network: in their handshake, or without a valid certificate.
 #[derive(Default)]
 struct Outsiders(crate::rooms::live::parking::Mutex<std::collections::HashMap<std::net::IpAddr, usize>>);
 
@@ -564,6 +642,15 @@ mod tests {
         };
         let idle = activity.idle_for(time);
         tokio::select! { () = idle => panic!("something is taken"), () = taking => {} }
+        // All of it is in the buffers, and still flows.
+        let flowing = async {
+            for _ in 0..100 {
+                activity.written.fetch_add(FLOW_BYTES, std::sync::atomic::Ordering::AcqRel);
+                tokio::time::sleep(time / 2).await;
+            }
+        };
+        let idle = activity.idle_for(time);
+        tokio::select! { () = idle => panic!("something flows"), () = flowing => {} }
         drop(working);
         assert!(ends(1_000).await, "all of it was taken");
     }

@@ -18,7 +18,7 @@ use super::{
     state::RoomState,
 };
 use crate::{
-    config::Encryption,
+    config::{CreateRooms, Encryption},
     error::{Code, Error, Result, forbidden, not_found, refuse},
     store::{self, media::Medium},
 };
@@ -186,7 +186,7 @@ impl Batch {
                 return Ok(present);
             }
             if room.state.event(&kind, state_key).is_none() {
-                check_state_fits(room)?;
+                check_state_fits(room, self.policy.create_rooms)?;
             }
         }
         let rules = rules_of(&room.row.version)?;
@@ -413,8 +413,10 @@ pub fn rules_of(version: &RoomVersionId) -> Result<RoomVersionRules> {
 }
 
 /// All of a room's state is held in memory, and goes to whoever comes in.
-fn check_state_fits(room: &RoomDraft) -> Result<()> {
-    let max = if room.row.kind == "direct" { DIRECT_STATE_MAX } else { STATE_MAX };
+fn check_state_fits(room: &RoomDraft, made_by: CreateRooms) -> Result<()> {
+    // Only where the city makes the others is a direct room one of two.
+    let of_two = made_by == CreateRooms::City && room.row.kind == "direct";
+    let max = if of_two { DIRECT_STATE_MAX } else { STATE_MAX };
     if room.state.len() < max {
         return Ok(());
     }

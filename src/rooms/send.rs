@@ -117,7 +117,14 @@ pub async fn send(server: &Server, sending: Sending) -> Result<OwnedEventId> {
                     if let Some(origin) = &sending.origin {
                         batch.acting_from(origin.clone());
                     }
-                    life::record(batch, sending.sender.as_str(), "room.permissions", &sending.room_id, &kind, "");
+                    life::record(
+                        batch,
+                        sending.sender.as_str(),
+                        "room.permissions",
+                        &sending.room_id,
+                        &kind,
+                        "",
+                    );
                 }
                 // In the control room what somebody writes may be an order.
                 if let Some(origin) = &sending.origin

@@ -68,16 +68,16 @@ pub async fn delete(conn: &mut Conn, user_id: &str, app_id: &str, pushkey: &str)
     Ok(deleted > 0)
 }
 
-/// Removes the same app's pusher of other users, unless the client said `append`.
-pub async fn delete_of_others(conn: &mut Conn, user_id: &str, app_id: &str, pushkey: &str) -> Result<()> {
-    run!(
+/// Removes the same app's pusher of other users, unless the client said `append`. Tells whether there was one.
+pub async fn delete_of_others(conn: &mut Conn, user_id: &str, app_id: &str, pushkey: &str) -> Result<bool> {
+    let deleted = run!(
         conn,
         "DELETE FROM pushers WHERE user_id <> $1 AND app_id = $2 AND pushkey = $3",
         user_id,
         app_id,
         pushkey
     )?;
-    Ok(())
+    Ok(deleted > 0)
 }
 
 /// Removes the pushers that a device set.

@@ -363,7 +363,8 @@ def test_an_auditor_reads_every_version(logged: Server):
     untouched, first, second, third = (f"記載{n}{secrets.token_hex(4)}" for n in range(4))
     kept = a.client.say(room, untouched)
     edited = a.client.say(room, first)
-    new = {"msgtype": "m.text", "body": f"{second}\n        9. $forged の行"}
+    new = {"msgtype": "m.text", "body": f"{second}\n        9. $forged の行", "format": "org.matrix.custom.html",
+           "formatted_body": "<b>50mg</b>\u202e"}
     edit = a.client.say(room, f"* {second}", **{"m.new_content": new,
                                               "m.relates_to": {"rel_type": "m.replace", "event_id": edited}})
     b.client.say(room, "別人の訂正", **{"m.new_content": {"msgtype": "m.text", "body": "別人の訂正"},
@@ -385,6 +386,7 @@ def test_an_auditor_reads_every_version(logged: Server):
    {when} 訂正 {by_a}
    │ {second}
    │ {" " * 8}9. \$forged の行
+   │ （書式つき）<b>50mg</b>␣
    {when} 取消 {by_a}""", posts[0]), posts[0]
     assert re.fullmatch(rf"""{re.escape(taken)}
    {when} 投稿 {by_b}

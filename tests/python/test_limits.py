@@ -57,12 +57,12 @@ def test_rooms_of_two_in_a_day(strict: Server):
     _, b = strict.crew
     a = strict.person(name="部屋を作る人")
     strict.change_members(strict.common, add=[a])
-    for n in range(20):
+    for n in range(100):
         made = direct(a, b)
         assert made.status == 200, (n, made)
         a.client.ok("POST", f"{R}{quote(made.json['room_id'])}/leave", {})
     refused = direct(a, b)
-    assert refused.told == LIMITED and refused.json["retry_after_ms"] > 0
+    assert refused.told == LIMITED and refused.json["retry_after_ms"] == 864_000, "when the next one is free"
     assert direct(b, a).status == 200, "the others'"
     # What a city leaves to nobody is refused as before, and counts for nothing.
     assert a.client.post(f"{C}/createRoom", {}).told == (403, "M_FORBIDDEN")
@@ -83,13 +83,13 @@ def test_a_picture_changes_seldom(strict: Server):
     a, _ = strict.crew
     picture = f"{C}/profile/{quote(a.user_id)}/avatar_url"
     events = lambda: len(a.client.messages(strict.common))
-    for n in range(10):
+    for n in range(29):
         assert a.client.put(picture, {"avatar_url": f"mxc://example.org/{n}"}).status == 200
-    assert a.client.put(picture, {"avatar_url": "mxc://example.org/10"}).told == LIMITED
     before = events()
-    assert a.client.put(picture, {"avatar_url": "mxc://example.org/9"}).status == 200, "the one that is there"
+    assert a.client.put(picture, {"avatar_url": "mxc://example.org/28"}).status == 200, "the one that is there"
     assert events() == before
-    assert a.client.ok("GET", picture) == {"avatar_url": "mxc://example.org/9"}
+    refused = [a.client.put(picture, {"avatar_url": f"mxc://example.org/x{n}"}) for n in range(3)]
+    assert refused[-1].told == LIMITED, refused
 
 
 def test_extensions_name_so_many(strict: Server):
@@ -124,6 +124,9 @@ def test_addresses_are_checked_seldom(strict: Server):
     told = [ask(n) for n in range(21)]
     assert [one.status for one in told[:20]] == [200] * 20, told
     assert told[20].told == LIMITED
+    # A facility's terminals have one address, and each its own allowance.
+    body = {"client_secret": "b", "email": "b@example.org", "send_attempt": 1}
+    assert strict.crew[1].client.post(f"{C}/account/3pid/email/requestToken", body).status == 200
 
 
 def test_what_changes_nothing_is_no_line(strict: Server):
@@ -186,13 +189,23 @@ def test_connections_without_a_certificate_are_not_all():
             except OSError:
                 return None
 
+        def is_open(one: ssl.SSLSocket) -> bool:
+            # In TLS 1.3 a client is done before the server has looked at who it is.
+            one.settimeout(0.5)
+            try:
+                return one.recv(1) != b""
+            except TimeoutError:
+                return True
+            except OSError:
+                return False
+
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             held = [one for one in pool.map(lambda _: connect(), range(260)) if one]
-        assert 190 <= len(held) <= 200, len(held)
-        for one in held[:20]:
-            one.close()
-        assert wait_for(lambda: (client := server.public(person.terminal, person.token)).get(f"{C}/account/whoami").status == 200,
-                        20, 0.2)
+        with concurrent.futures.ThreadPoolExecutor(20) as pool:
+            still = sum(pool.map(is_open, held))
+        assert 190 <= still <= 200, still
+        # They keep the facility's terminals out of nothing, though these come from the same address.
+        assert server.public(person.terminal, person.token).get(f"{C}/account/whoami").status == 200
     finally:
         for one in held:
             one.close()

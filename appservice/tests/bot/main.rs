@@ -132,22 +132,32 @@ async fn nobody_asks_without_end() {
         let body = CONSENT.replace("山田太郎", &format!("山田{n}"));
         message(DIRECT, &format!("$ask{n}"), who, &body)
     };
-    for n in 1..=50 {
-        bot.deliver(&n.to_string(), json!([ask(n, CARE_MANAGER)])).await;
+    for n in 1..=20 {
+        let ten: Vec<_> = (1..=10).map(|one| ask(n * 10 - 10 + one, CARE_MANAGER)).collect();
+        bot.deliver(&n.to_string(), json!(ten)).await;
     }
-    bot.deliver("51", json!([ask(51, CARE_MANAGER)])).await;
+    bot.deliver("51", json!([ask(201, CARE_MANAGER)])).await;
     let told = fake.said(DIRECT, "これは受け付けていません").await;
     assert_eq!(told.mentions, [CARE_MANAGER]);
+    // Talk is no request, and a withdrawal stops the sharing of somebody's information: it is always taken. Others are not
+    // held up by it.
+    let withdrawal = "同意の撤回\n対象者氏名：山田1\n生年月日：昭和15年5月1日";
     bot.deliver(
         "52",
-        json!([message(DIRECT, "$talk", CARE_MANAGER, "ありがとうございます"), ask(52, OTHER)]),
+        json!([
+            message(DIRECT, "$talk", CARE_MANAGER, "はい"),
+            message(DIRECT, "$back", CARE_MANAGER, withdrawal),
+            ask(202, OTHER)
+        ]),
     )
     .await;
-    // Others are not held up by it.
-    fake.said(CONTROL, "山田52").await;
+    fake.said(CONTROL, "案件 1（").await;
+    fake.said(CONTROL, "山田202").await;
     let told = fake.all_said(CONTROL);
-    assert!(!told.iter().any(|said| said.body.contains("山田51")), "not taken");
-    assert_eq!(told.iter().filter(|said| said.body.contains("同意の報告がありました")).count(), 51);
+    assert!(!told.iter().any(|said| said.body.contains("山田201")), "not taken");
+    assert_eq!(told.iter().filter(|said| said.body.contains("同意の報告がありました")).count(), 201);
+    let refused = |said: &fake::Said| said.body.contains("これは受け付けていません");
+    assert_eq!(fake.all_said(DIRECT).iter().filter(|said| refused(said)).count(), 1);
 }
 
 #[tokio::test]

@@ -72,10 +72,10 @@ pub fn routes(routes: Routes) -> Routes {
             Ok(json!({"threepids": list}).into())
         })
         .raw::<request_token::v3::Request, Peer, _, _>(|server, peer, request| async move {
-            terminal(&server, &peer)?;
+            let known = terminal(&server, &peer)?.map(|known| known.terminal);
             server.limiter.allow_before_login(peer.address.ip(), server.now())?;
             if server.config.policy.rate_limits {
-                server.limiter.allow_address_check(peer.address.ip(), server.now())?;
+                server.limiter.allow_address_check(known, peer.address.ip(), server.now())?;
             }
             let attempt = i64::from(request.send_attempt);
             let secret = request.client_secret.to_string();

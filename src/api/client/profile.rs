@@ -209,14 +209,6 @@ async fn set(server: &Arc<Server>, who: Requester, field: Field, value: Option<S
             return Err(invalid("An avatar is an mxc:// URI."));
         }
     }
-    let known = store::personal::profile(&mut server.db.read().await?, who.user_id.as_str()).await?;
-    let wanted = value.as_deref().filter(|value| !value.is_empty());
-    if known.is_some_and(|known| {
-        wanted == if field == Field::Name { known.display_name } else { known.avatar_url }.as_deref()
-    }) {
-        // Nothing changes, in no room: clients set what is there when they start.
-        return Ok(json!({}).into());
-    }
     if server.config.policy.rate_limits && who.appservice.is_none() {
         server.limiter.allow_profile(&who.user_id, server.now())?;
     }

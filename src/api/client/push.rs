@@ -181,13 +181,13 @@ async fn put(server: &Arc<Server>, who: &Requester, wanted: Wanted, append: bool
                     device_id,
                     created_at: same.map_or(now, |p| p.created_at),
                 };
-                let unchanged = same.is_some_and(|same| same.pusher == pusher.pusher);
+                let unchanged = same
+                    .is_some_and(|same| same.pusher == pusher.pusher && same.device_id == pusher.device_id);
                 store::push::put(conn, &pusher).await?;
-                if !append {
-                    store::push::delete_of_others(conn, user_id.as_str(), &app_id, &pushkey).await?;
-                }
+                let taken = !append
+                    && store::push::delete_of_others(conn, user_id.as_str(), &app_id, &pushkey).await?;
                 // Clients set theirs again whenever they start.
-                if !unchanged {
+                if !unchanged || taken {
                     batch.audit(entry);
                 }
                 batch.after_commit(move || {

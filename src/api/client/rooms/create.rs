@@ -110,12 +110,14 @@ async fn create_room(server: Arc<Server>, who: Requester, request: create::Reque
         .commit(Hint::default(), move |batch| {
             Box::pin(async move {
                 room.kind = making::check_policy(batch, &room, &city_user)?;
-                if counted && room.kind == "direct" {
-                    limited.limiter.allow_direct_room(&room.creator, batch.now)?;
-                }
+                let counted = counted && room.kind == "direct";
                 room.is_direct |= room.kind == "direct";
                 let creator = room.creator.clone();
                 let room_id = making::create(batch, room).await?;
+                if counted {
+                    // What was refused for another reason is not counted; what is refused here is taken back.
+                    limited.limiter.allow_direct_room(&creator, batch.now)?;
+                }
                 if let Some(alias) = alias {
                     let now = batch.now;
                     let conn = batch.sql().await?;
