@@ -911,6 +911,14 @@ def purged(forgetful: Server) -> Purged:
     return Purged(forgetful)
 
 
+def test_an_auditor_is_told_of_a_purge(purged: Purged):
+    """Not that nothing was ever edited or redacted there (C26)."""
+    server = purged.server
+    words = ("audit", "originals", "--room", str(purged.answer["room_number"]), "--reason", "監査")
+    done = subprocess.run(server.command(*words), capture_output=True, text=True, timeout=60, cwd=server.folder)
+    assert done.returncode == 0 and re.fullmatch(r"部屋番号\d+の部屋は消去されています。\n", done.stdout), done
+
+
 def test_a_purge_tells_what_it_did(purged: Purged):
     server = purged.server
     answer, row = purged.answer, server.look(f"rooms/{quote(purged.room)}")
