@@ -1,13 +1,7 @@
 //! Listeners, connections, and what every request goes through before its handler: limits, host, certificate.
 //! Knows no endpoint.
 
-use std::{
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -30,7 +24,9 @@ use tokio::{
 use tower_service::Service as _;
 
 use self::{
+    activity::{Activity, Counted, Whole},
     caller::{Listener, Peer},
+    outsiders::Outsiders,
     route::Routes,
     unread::Unread,
 };
@@ -42,9 +38,11 @@ use crate::{
     tls::{Presented, TlsAcceptor},
 };
 
+mod activity;
 pub mod caller;
 pub mod json;
 pub mod limits;
+mod outsiders;
 pub mod reply;
 pub mod route;
 mod unread;
@@ -289,7 +287,7 @@ pub async fn serve(server: Arc<Server>, serving: Serving) {
         let (server, tls, router, kind) =
             (Arc::clone(&server), serving.tls.clone(), serving.router.clone(), serving.kind);
         let limited = tls.is_some() && server.config.policy.rate_limits;
-        let max = (server.config.limits.connections / NETWORK_SHARE).max(OF_NETWORK_MIN);
+        let max = Outsiders::most(server.config.limits.connections);
         // Terminals come from where others come from: until the handshake is over, nobody knows who it is.
         let handshake = if limited { handshakes.enter(address.ip(), max) } else { None };
         if limited && handshake.is_none() {
@@ -414,260 +412,12 @@ async fn connection<S>(
     }
 }
 
-/// Whether a connection has requests that wait for their answers, and when something of an answer was taken.
-#[derive(Default)]
-struct Activity {
-    /// Requests without an answer yet: a long poll is no idle connection.
-    waiting: std::sync::atomic::AtomicUsize,
-    /// Answers of which not all is taken yet.
-    answering: std::sync::atomic::AtomicUsize,
-    changes: std::sync::atomic::AtomicU64,
-    /// Bytes written to the other side.
-    written: std::sync::atomic::AtomicU64,
-}
-
-/// One request under way.
-struct Working {
-    activity: Arc<Activity>,
-    answered: std::sync::atomic::AtomicBool,
-}
-
-/// A body that counts as work whenever a part of it is taken: a large file on a slow line is no idle connection, one whose
-/// other side takes nothing is (over HTTP/2 it could keep answers, and its place, for ever).
-struct Whole {
-    body: Body,
-    working: Working,
-}
-
-impl hyper::body::Body for Whole {
-    type Data = bytes::Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        if frame.is_ready() {
-            self.working.activity.changed();
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Working {
-    /// The answer begins.
-    fn answered(&self) {
-        if !self.answered.swap(true, std::sync::atomic::Ordering::AcqRel) {
-            self.activity.answering.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-            self.activity.waiting.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
-        }
-        self.activity.changed();
-    }
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.answered();
-        self.activity.answering.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
-    }
-}
-
-impl Activity {
-    fn work(self: &Arc<Self>) -> Working {
-        self.waiting.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-        self.changed();
-        Working { activity: Arc::clone(self), answered: false.into() }
-    }
-
-    fn changed(&self) {
-        self.changes.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-    }
-
-    /// Ends when no request came or waited for its answer, and little was written, for so long; and while there are answers,
-    /// after ten times as long: on a slow line the system holds what takes minutes to arrive.
-    async fn idle_for(&self, time: Duration) {
-        use std::sync::atomic::Ordering::Acquire;
-        let (mut before, mut written, mut times) =
-            (self.changes.load(Acquire), self.written.load(Acquire), 0);
-        loop {
-            tokio::time::sleep(time).await;
-            let (changes, bytes) = (self.changes.load(Acquire), self.written.load(Acquire));
-            // An answer in one piece counts as taken once it waits to be written, and may be large.
-            let flows = bytes - written >= FLOW_BYTES;
-            let idle = changes == before && !flows && self.waiting.load(Acquire) == 0;
-            times = if idle { times + 1 } else { 0 };
-            (before, written) = (changes, bytes);
-            if times >= TAKING_TIMES || times > 0 && self.answering.load(Acquire) == 0 {
-                return;
-            }
-        }
-    }
-}
-
-/// A connection whose written bytes are counted.
-struct Counted<S> {
-    stream: S,
-    activity: Arc<Activity>,
-}
-
-impl<S> Counted<S> {
-    fn counted(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &written {
-            self.activity.written.fetch_add(*bytes as u64, std::sync::atomic::Ordering::AcqRel);
-        }
-        written
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.counted(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.counted(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
-/// Connections of one network without a valid certificate, in shares of all: nobody who has none may take them all.
-const NETWORK_SHARE: usize = 10;
-const OF_NETWORK_MIN: usize = 200;
-/// How many times as long as a request may take, nothing of an answer may be taken.
-const TAKING_TIMES: u32 = 10;
-/// What is written meanwhile on a connection that is in use; answers to pings are far less.
-const FLOW_BYTES: u64 = 64 << 10;
-
-/// Connections from each network: in their handshake, or without a valid certificate.
-#[derive(Default)]
-struct Outsiders(crate::rooms::live::parking::Mutex<std::collections::HashMap<std::net::IpAddr, usize>>);
-
-/// One of them.
-struct Outsider {
-    all: Arc<Outsiders>,
-    network: std::net::IpAddr,
-}
-
-impl Outsiders {
-    /// A place for a further one, where there are fewer than `max` of its network.
-    fn enter(self: &Arc<Self>, address: std::net::IpAddr, max: usize) -> Option<Outsider> {
-        let network = limits::network(address);
-        let mut all = self.0.lock();
-        let count = all.entry(network).or_default();
-        if *count >= max {
-            return None;
-        }
-        *count += 1;
-        Some(Outsider { all: Arc::clone(self), network })
-    }
-}
-
-impl Drop for Outsider {
-    fn drop(&mut self) {
-        let mut all = self.all.0.lock();
-        if let Some(count) = all.get_mut(&self.network) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.network);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, and this one is about that")]
 mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
-
-    #[tokio::test]
-    async fn who_takes_nothing_of_an_answer_is_not_waited_for() {
-        let (activity, time) = (Arc::new(Activity::default()), Duration::from_millis(10));
-        let ends = |within: u32| {
-            let activity = Arc::clone(&activity);
-            async move { tokio::time::timeout(time * within, activity.idle_for(time)).await.is_ok() }
-        };
-        assert!(ends(1_000).await, "no request");
-        let working = activity.work();
-        assert!(!ends(50).await, "a long poll");
-        working.answered();
-        assert!(!ends(TAKING_TIMES - 1).await, "on its way");
-        assert!(ends(1_000).await, "nothing of it is taken");
-        let taking = async {
-            for _ in 0..20 {
-                tokio::time::sleep(time * 2).await;
-                activity.changed();
-            }
-        };
-        let idle = activity.idle_for(time);
-        tokio::select! { () = idle => panic!("something is taken"), () = taking => {} }
-        // All of it is in the buffers, and still flows.
-        let flowing = async {
-            for _ in 0..100 {
-                activity.written.fetch_add(FLOW_BYTES, std::sync::atomic::Ordering::AcqRel);
-                tokio::time::sleep(time / 2).await;
-            }
-        };
-        let idle = activity.idle_for(time);
-        tokio::select! { () = idle => panic!("something flows"), () = flowing => {} }
-        drop(working);
-        assert!(ends(1_000).await, "all of it was taken");
-    }
-
-    #[test]
-    fn a_network_takes_a_share_of_the_places() {
-        let all = Arc::new(Outsiders::default());
-        let of = |address: &str| all.enter(address.parse().unwrap(), 2);
-        let first = of("2001:db8::1").unwrap();
-        let second = of("2001:db8::2").unwrap();
-        assert!(of("2001:db8::3").is_none());
-        assert!(of("192.0.2.1").is_some());
-        drop(first);
-        drop(of("2001:db8::3").unwrap());
-        drop(second);
-        assert!(all.0.lock().is_empty(), "nothing is remembered of who has gone");
-    }
 
     #[tokio::test]
     async fn a_handler_that_panics_is_answered() {

@@ -56,7 +56,7 @@ pub async fn put(conn: &mut Conn, pusher: &Pusher) -> Result<()> {
     Ok(())
 }
 
-/// Removes a pusher.
+/// Removes a pusher. Tells whether there was one.
 pub async fn delete(conn: &mut Conn, user_id: &str, app_id: &str, pushkey: &str) -> Result<bool> {
     let deleted = run!(
         conn,
