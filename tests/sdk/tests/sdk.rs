@@ -317,8 +317,11 @@ async fn two_people_verify_each_other_and_talk_encrypted() {
         client.sync_once(SyncSettings::default()).await.unwrap();
         syncing.push(keep_syncing(client));
         client.encryption().wait_for_e2ee_initialization_tasks().await;
-        // The first identity took no password. What was signed is learned by asking for keys, beside the syncs.
+        // The first identity took no password. The library asks for its own keys beside uploading and signing them, before
+        // its first sync; where the answer is from before the signature, no later sync says that anything changed (a first
+        // sync has no device_lists), so the keys are asked for again here.
         until("the device signed by its owner", async || {
+            client.encryption().request_user_identity(client.user_id().unwrap()).await.unwrap()?;
             client.encryption().get_own_device().await.unwrap()?.is_cross_signed_by_owner().then_some(())
         })
         .await;
@@ -331,6 +334,13 @@ async fn two_people_verify_each_other_and_talk_encrypted() {
     })
     .await;
     assert!(room.latest_encryption_state().await.unwrap().is_encrypted());
+    // The library drops a request whose device it has not heard of, and bob asks for alice's devices only after the sync
+    // that showed him the room.
+    until("alice's device in bob's list", async || {
+        let devices = bob.encryption().get_user_devices(alice.user_id().unwrap()).await.unwrap();
+        devices.get(alice.device_id().unwrap()).map(|_| ())
+    })
+    .await;
     verify(&alice, &bob).await;
     let mut sent = Vec::new();
     for text in ["昨夜から発熱があります", "明日の朝に伺います"] {
