@@ -24,6 +24,9 @@ const KEY_BYTES_MAX: usize = 16_384;
 const SIGNED_MAX: usize = 500;
 const SIGNATURES_MAX: usize = 300;
 
+/// What is said of a key that is not there, or not there any more.
+const UNKNOWN: &str = "No such key.";
+
 /// Base64 as in keys and signatures: without padding, which is not insisted on.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
@@ -207,32 +210,54 @@ pub async fn add_signatures(
     if signed.values().map(BTreeMap::len).sum::<usize>() > SIGNED_MAX {
         return Err(invalid("Too many signed objects at once."));
     }
-    let own = Own::read(server, user_id).await?;
-    let mut failures = Vec::new();
-    let mut good: Vec<Signature> = Vec::new();
-    for (target_user, objects) in signed {
-        for (target, object) in objects {
-            match check_signed(server, &own, &target_user, &target, &object).await {
-                Ok(signatures) => good.extend(signatures),
-                Err(Error::Refused(refusal)) => {
-                    failures.push(Failure { user_id: target_user.clone(), target, refusal: *refusal });
+    let (mut failures, mut good) = (Vec::new(), Vec::new());
+    {
+        // Let go of before the unit, which may wait for a connection of its own.
+        let mut conn = server.db.read().await?;
+        let own = Own::read(&mut conn, user_id).await?;
+        for (target_user, objects) in signed {
+            for (target, object) in objects {
+                match check_signed(server, &mut conn, &own, &target_user, &target, &object).await {
+                    Ok(checked) => good.push(checked),
+                    Err(Error::Refused(refusal)) => {
+                        failures.push(Failure { user_id: target_user.clone(), target, refusal: *refusal });
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
             }
         }
     }
     if !good.is_empty() {
         let user_id = user_id.to_owned();
-        server
+        let gone = server
             .commit(Hint::default(), move |batch| {
                 Box::pin(async move { store_signatures(batch, &user_id, good).await })
             })
             .await?;
+        failures.extend(gone);
     }
     Ok(failures)
 }
 
-async fn store_signatures(batch: &mut Batch, user_id: &UserId, signatures: Vec<Signature>) -> Result<()> {
+/// Stores what was checked. Devices end and keys change while signatures are looked at: those that do not fit what is
+/// stored now are returned.
+async fn store_signatures(
+    batch: &mut Batch,
+    user_id: &UserId,
+    checked: Vec<Checked>,
+) -> Result<Vec<Failure>> {
+    let now = Own::read(batch.reading(), user_id).await?;
+    let (mut signatures, mut gone) = (Vec::new(), Vec::new());
+    for one in checked {
+        let target = now.target(batch.reading(), &one.user_id, &one.target).await?;
+        if target.is_some_and(|target| one.fits(&target)) {
+            signatures.extend(one.signatures.into_iter().map(|(signature, _)| signature));
+        } else {
+            let refusal =
+                Refusal { code: Code::NotFound, message: UNKNOWN.to_owned(), extra: serde_json::Map::new() };
+            gone.push(Failure { user_id: one.user_id.to_string(), target: one.target, refusal });
+        }
+    }
     let mut own = false;
     for signature in signatures {
         let target = OwnedUserId::try_from(signature.target_user.as_str())?;
@@ -249,7 +274,35 @@ async fn store_signatures(batch: &mut Batch, user_id: &UserId, signatures: Vec<S
     if own {
         devices_changed(batch, user_id).await?;
     }
-    Ok(())
+    Ok(gone)
+}
+
+/// A key as it is stored, and the keys of the signing user that may sign it: name → public key.
+struct Target {
+    key: CanonicalJsonObject,
+    signers: BTreeMap<String, String>,
+}
+
+/// A signed key whose signatures are right.
+struct Checked {
+    /// Whose key it is.
+    user_id: OwnedUserId,
+    /// The device id or public key.
+    target: String,
+    /// What of it was signed.
+    signed: Option<String>,
+    /// The signatures, with the public key of each.
+    signatures: Vec<(Signature, String)>,
+}
+
+impl Checked {
+    /// Whether it is about this key, and its signers may sign it.
+    fn fits(&self, target: &Target) -> bool {
+        let may = |(signature, public): &(Signature, String)| {
+            target.signers.get(&signature.key_id).is_some_and(|of| of == public)
+        };
+        to_sign(&target.key) == self.signed && self.signatures.iter().all(may)
+    }
 }
 
 /// The signing user's own keys.
@@ -260,11 +313,10 @@ struct Own {
 }
 
 impl Own {
-    async fn read(server: &Server, user_id: &UserId) -> Result<Self> {
-        let mut conn = server.db.read().await?;
+    async fn read(conn: &mut store::Conn, user_id: &UserId) -> Result<Self> {
         let user = [user_id.to_string()];
-        let identity = store::keys::cross_signing_keys(&mut conn, &user).await?;
-        let devices = store::keys::device_keys(&mut conn, &user)
+        let identity = store::keys::cross_signing_keys(conn, &user).await?;
+        let devices = store::keys::device_keys(conn, &user)
             .await?
             .into_iter()
             .filter_map(|device| Some((device.device_id, serde_json::from_str(&device.keys).ok()?)))
@@ -276,75 +328,78 @@ impl Own {
         self.identity.iter().find(|key| key.usage == usage)
     }
 
-    /// The public key of a device.
-    fn device_key(&self, device_id: &str) -> Option<String> {
-        let keys = self.devices.get(device_id)?.get("keys")?.as_object()?;
-        Some(keys.get(&format!("ed25519:{device_id}"))?.as_str()?.to_owned())
+    /// A key that this user may sign: of an own device, the own master key, another's master key.
+    async fn target(&self, conn: &mut store::Conn, user_id: &UserId, target: &str) -> Result<Option<Target>> {
+        let signer = |usage: &str| {
+            let key = self.key(usage)?;
+            Some(BTreeMap::from([(format!("ed25519:{}", key.public_key), key.public_key.clone())]))
+        };
+        if let Some(key) = self.devices.get(target).filter(|_| user_id == self.user_id) {
+            return Ok(signer("self_signing").map(|signers| Target { key: key.clone(), signers }));
+        }
+        let theirs = if user_id == self.user_id {
+            self.key("master").cloned()
+        } else {
+            let keys = store::keys::cross_signing_keys(conn, &[user_id.to_string()]).await?;
+            keys.into_iter().find(|key| key.usage == "master")
+        };
+        let Some(master) = theirs.filter(|key| key.public_key == target) else { return Ok(None) };
+        let signers = if user_id == self.user_id { Some(self.device_keys()) } else { signer("user_signing") };
+        let key = serde_json::from_str(&master.content)?;
+        Ok(signers.map(|signers| Target { key, signers }))
+    }
+
+    /// The public keys of the devices, by name.
+    fn device_keys(&self) -> BTreeMap<String, String> {
+        let public = |device_id: &str, keys: &CanonicalJsonObject| {
+            let name = format!("ed25519:{device_id}");
+            let public = keys.get("keys")?.as_object()?.get(&name)?.as_str()?.to_owned();
+            Some((name, public))
+        };
+        self.devices.iter().filter_map(|(device_id, keys)| public(device_id, keys)).collect()
     }
 }
 
 /// The signatures of an object that are right and that its signer may give.
 async fn check_signed(
     server: &Server,
+    conn: &mut store::Conn,
     own: &Own,
     target_user: &str,
     target: &str,
     object: &Value,
-) -> Result<Vec<Signature>> {
-    let user_id = <&UserId>::try_from(target_user).map_err(|_| invalid("That is no user id."))?;
+) -> Result<Checked> {
+    let user_id = OwnedUserId::try_from(target_user).map_err(|_| invalid("That is no user id."))?;
     let object = canonical(object).ok_or_else(|| invalid("That is no object that can be signed."))?;
-    let unknown = || not_found("No such key.");
-    let (stored, signers): (CanonicalJsonObject, Vec<(String, String)>) = if user_id == own.user_id {
-        if let Some(device) = own.devices.get(target) {
-            let key = own.key("self_signing").ok_or_else(unknown)?;
-            (device.clone(), vec![(format!("ed25519:{}", key.public_key), key.public_key.clone())])
-        } else {
-            let master = own.key("master").filter(|key| key.public_key == target).ok_or_else(unknown)?;
-            let devices = names_of_signatures(&object, &own.user_id)
-                .into_iter()
-                .take(SIGNATURES_MAX)
-                .filter_map(|name| {
-                    let public = own.device_key(name.strip_prefix("ed25519:")?)?;
-                    Some((name, public))
-                })
-                .collect();
-            (serde_json::from_str(&master.content)?, devices)
-        }
-    } else {
-        if !may_reach(server, &own.user_id, user_id) {
-            return Err(unknown());
-        }
-        let theirs =
-            store::keys::cross_signing_keys(&mut server.db.read().await?, &[target_user.to_owned()]).await?;
-        let master = theirs
-            .into_iter()
-            .find(|key| key.usage == "master" && key.public_key == target)
-            .ok_or_else(unknown)?;
-        let key = own.key("user_signing").ok_or_else(unknown)?;
-        let signer = vec![(format!("ed25519:{}", key.public_key), key.public_key.clone())];
-        (serde_json::from_str(&master.content)?, signer)
-    };
-    if to_sign(&stored) != to_sign(&object) {
+    if user_id != own.user_id && !may_reach(server, &own.user_id, &user_id) {
+        return Err(not_found(UNKNOWN));
+    }
+    let stored = own.target(conn, &user_id, target).await?.ok_or_else(|| not_found(UNKNOWN))?;
+    let signed = to_sign(&object);
+    if to_sign(&stored.key) != signed {
         return Err(invalid("The signed object is not the key that was uploaded."));
     }
-    let mut good = Vec::new();
-    for (key_id, public) in signers {
+    let by = names_of_signatures(&object, &own.user_id).into_iter();
+    let by = by.filter_map(|name| Some((stored.signers.get(&name)?.clone(), name)));
+    let mut signatures = Vec::new();
+    for (public, key_id) in by.take(SIGNATURES_MAX) {
         let Some(signature) = signature_by(&object, &own.user_id, &key_id) else { continue };
         if !is_signed(&object, &public, &signature) {
             return Err(refuse(Code::InvalidSignature, "The signature is not right."));
         }
-        good.push(Signature {
+        let signature = Signature {
             signer: own.user_id.to_string(),
             key_id,
             target_user: target_user.to_owned(),
             target: target.to_owned(),
             signature,
-        });
+        };
+        signatures.push((signature, public));
     }
-    if good.is_empty() {
+    if signatures.is_empty() {
         return Err(refuse(Code::InvalidSignature, "There is no signature by a key that may sign this."));
     }
-    Ok(good)
+    Ok(Checked { user_id, target: target.to_owned(), signed, signatures })
 }
 
 pub(super) fn canonical(value: &Value) -> Option<CanonicalJsonObject> {

@@ -139,9 +139,15 @@ pub async fn owe_mail(conn: &mut Conn, mail: &Mail, now: i64) -> Result<()> {
     Ok(())
 }
 
-/// Forgets mails that were sent, or refused, and were owed before a time.
+/// Forgets mails that were owed before a time and sent, or refused; and those whose link has long ended, where nobody took
+/// them: no bridge runs, or its server was away.
 pub async fn forget_mails(conn: &mut Conn, before: i64) -> Result<u64> {
-    run!(conn, "DELETE FROM mails WHERE outcome IS NOT NULL AND created_at < $1", before)
+    run!(
+        conn,
+        "DELETE FROM mails WHERE created_at < $1 AND \
+         (outcome IS NOT NULL OR template IN ('verify_address', 'password_reset'))",
+        before
+    )
 }
 
 /// Leases mails until a time.
