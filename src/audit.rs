@@ -234,9 +234,19 @@ pub fn written_date(ms: i64) -> String {
 
 /// A time of Japan as papers have it, to the minute.
 pub fn written_time(ms: i64) -> String {
+    format!("{} {}", written_date(ms), clock_of(ms))
+}
+
+/// A time of Japan as spreadsheets sort it, to the minute.
+pub fn sortable_time(ms: i64) -> String {
+    format!("{} {}", day_of(ms), clock_of(ms))
+}
+
+/// The time of day in Japan.
+fn clock_of(ms: i64) -> String {
     let japan = time::UtcOffset::from_hms(9, 0, 0).unwrap_or(time::UtcOffset::UTC);
     let at = time::OffsetDateTime::from_unix_timestamp(ms / 1000)
         .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
         .to_offset(japan);
-    format!("{} {:02}:{:02}", written_date(ms), at.hour(), at.minute())
+    format!("{:02}:{:02}", at.hour(), at.minute())
 }

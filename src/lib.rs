@@ -20,6 +20,7 @@ pub mod originals;
 pub mod parts;
 pub mod push;
 pub mod reading;
+pub mod registers;
 pub mod rooms;
 pub mod search;
 pub mod serve;

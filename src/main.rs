@@ -64,6 +64,16 @@ enum Command {
     /// The audit log (操作履歴・閲覧履歴). Reading it is itself logged.
     #[command(subcommand)]
     Audit(command::audit::Audit),
+    /// Write a register (台帳) as CSV, for a spreadsheet: facilities, IDs, terminals, rooms, who is in them, cases.
+    ///
+    /// The server must run: that a register was written out is logged. UTF-8 with a byte order mark. A cell that a spreadsheet
+    /// would take for a formula has an apostrophe before it. Names of subjects are in it: handle the file accordingly.
+    Register {
+        /// Which one.
+        which: command::register::Which,
+        /// The file to write, readable by its owner only, in place of what was there; none: standard output.
+        file: Option<PathBuf>,
+    },
     /// Write a backup: the database, then the media it names. Works while the server runs.
     ///
     /// Without FOLDER it is a generation: a new folder in `backup.folder` of the config. When it is complete, the oldest
@@ -140,6 +150,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
             }
         }
         Command::Audit(audit) => return command::audit::run(&config, audit).await,
+        Command::Register { which, file } => command::register::run(&config, which, file.as_deref()).await?,
         Command::Backup { folder } => command::backup::backup(&config, folder.as_deref()).await?,
         Command::Restore { folder } => command::backup::restore(&config, &folder).await?,
     }

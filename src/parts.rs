@@ -40,6 +40,13 @@ pub async fn run_city(config: &Config, shutdown: impl Future<Output = ()> + Send
         .map_err(|error| Error::internal(format!("the city bot: {error}")))
 }
 
+/// Every case that the bot knows, oldest first. Works beside the running bot.
+pub async fn cases(config: &Config) -> Result<Vec<heya_city::register::Line>> {
+    heya_city::register::cases(&city(config)?)
+        .await
+        .map_err(|error| Error::internal(format!("案件の台帳を読めません: {error}")))
+}
+
 /// The e-mail bridge's configuration.
 pub fn mail(config: &Config) -> Result<heya_mail::Config> {
     let keys = config.server.data_dir.join("keys");

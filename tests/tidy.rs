@@ -7,7 +7,7 @@ const LAYERS: &[&[&str]] = &[
     &["parts"],
     &["serve", "backup"],
     &["api"],
-    &["export", "originals"],
+    &["export", "originals", "registers"],
     &[
         "appservices",
         "search",

@@ -10,6 +10,7 @@
 //! * `cases` says what a case is and which changes of state are legal.
 //! * `outbox` carries tasks to the server, one at a time per room, until each is answered; `examine` looks up who and
 //!   what is meant, `execute` does what was approved.
+//! * `register` reads all cases, for whoever writes them out.
 //! * `texts` holds every sentence that a person reads.
 //!
 //! Invariants: nothing is sent to the server but from the outbox; a row leaves the outbox in the same
@@ -35,6 +36,7 @@ mod lookup;
 mod outbox;
 mod people;
 mod receive;
+pub mod register;
 mod requests;
 mod server;
 mod store;
@@ -109,6 +111,16 @@ pub enum Error {
         /// The version found in the file.
         found: i64,
         /// The newest version this program knows.
+        known: i64,
+    },
+    /// The database is of another version, and this is not the program that brings it up to date.
+    #[error(
+        "the bot's database has schema {found}, this version reads {known}: start the bot of this version first"
+    )]
+    OtherDatabase {
+        /// The version found in the file.
+        found: i64,
+        /// The version this program reads.
         known: i64,
     },
     /// A stored row is not what this program writes.

@@ -113,6 +113,32 @@ impl Store {
         Ok(store)
     }
 
+    /// Opens what the bot of this version has made, to read it while the bot runs.
+    pub(crate) async fn open_existing(path: &Path) -> Result<Self, Error> {
+        // SQLite would say only that it cannot be opened.
+        std::fs::metadata(path).map_err(Error::File)?;
+        let options =
+            SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(Duration::from_secs(10));
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let found: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&pool).await?;
+        let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+        if found != known {
+            return Err(Error::OtherDatabase { found, known });
+        }
+        Ok(Self { pool })
+    }
+
+    /// All cases there are, oldest first.
+    pub(crate) async fn all_cases(&self) -> Result<Vec<Case>, Error> {
+        let rows = sqlx::query("SELECT * FROM cases ORDER BY number").fetch_all(&self.pool).await?;
+        rows.iter().map(read_case).collect()
+    }
+
+    /// Gives its connection back to the system.
+    pub(crate) async fn close(self) {
+        self.pool.close().await;
+    }
+
     async fn migrate(&self) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         let found: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *tx).await?;

@@ -8,6 +8,7 @@ use heya::{
 pub mod audit;
 pub mod backup;
 pub mod cert;
+pub mod register;
 
 /// Calls the running server's `/_heya/v1` as a local command.
 pub async fn call(

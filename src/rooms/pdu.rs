@@ -374,6 +374,12 @@ fn client_form(
     Ok(String::from_utf8(out).map_err(|error| Error::internal(error.to_string()))?.into_boxed_str())
 }
 
+/// The name in the PDU of an `m.room.name`, for lists that read no more of a room.
+pub fn name_in(pdu: Option<&str>) -> Option<String> {
+    let pdu: serde_json::Value = serde_json::from_str(pdu?).ok()?;
+    pdu["content"]["name"].as_str().map(ToOwned::to_owned)
+}
+
 impl ruma::state_res::Event for Event {
     type Id = OwnedEventId;
 

@@ -36,6 +36,7 @@ pub mod moderation;
 pub mod oauth;
 pub mod personal;
 pub mod push;
+pub mod registers;
 pub mod relations;
 pub mod reports;
 pub mod rooms;

@@ -4,7 +4,9 @@ is said when a command cannot do its work (README, "Commands")."""
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -18,13 +20,14 @@ import time
 import pytest
 
 from harness import Enrolment, Postgres, Server, Terminal, binary, quote, unpack, wait_for
+from test_room_life import Desk
 from test_rooms import PNG, upload
 
 WHOAMI = "/_matrix/client/v3/account/whoami"
 
 # What must stand in each help for somebody who has nothing else at hand.
 HELPS: dict[str, list[str]] = {
-    "": ["serve", "demo", "city", "mail", "cert", "routes", "audit", "backup", "restore", "--config", "config.toml"],
+    "": ["serve", "demo", "city", "mail", "cert", "routes", "audit", "register", "backup", "restore", "--config", "config.toml"],
     "serve": ["city bot", "e-mail bridge", "first start", "handover sheets", "SIGTERM", "--profile", "city", "open",
               "loopback", "--server-only", "heya city", "heya mail"],
     "demo": ["story", "--data", "removed", "--database-url", "postgres://", "sqlite:", "--once", "exit status", "--port",
@@ -38,6 +41,8 @@ HELPS: dict[str, list[str]] = {
     "cert register": ["<FILE>", "--facility", "--label", "--terminal", "client_ca"],
     "cert crl": ["revo"],
     "cert revoke": ["<TERMINAL>", "heya cert list", "sessions", "at once", "--reason", "audit"],
+    "register": ["台帳", "CSV", "facilities", "accounts", "terminals", "rooms", "members", "cases", "[FILE]", "logged", "byte order mark",
+                 "formula", "owner only", "standard output", "server must run"],
     "routes": ["method", "path"],
     "audit": ["verify", "list", "originals", "操作履歴"],
     "audit verify": ["changed", "removed", "cut off", "xit status 1"],
@@ -209,9 +214,88 @@ def test_cert_refuses_in_a_sentence(city):
 def test_commands_say_when_the_server_does_not_run(fresh):
     city = fresh()
     city.stop()
-    for words in (["cert", "list"], ["audit", "list"]):
+    for words in (["cert", "list"], ["audit", "list"], ["register", "rooms"]):
         assert "the server does not run: start it with `heya serve`" in of_city(city, *words, rc=1).stderr
     assert "正しくつながっています" in of_city(city, "audit", "verify").stdout, "the proof needs no server"
+
+
+def registered(city: Server, which: str) -> list[dict[str, str]]:
+    """A register as a spreadsheet reads it."""
+    printed = subprocess.run(city.command("register", which), capture_output=True, timeout=60, cwd=city.folder, check=True).stdout
+    text = printed.decode("utf-8-sig")
+    assert printed.startswith(b"\xef\xbb\xbf") and text.count("\r\n") >= 1
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_registers_as_a_spreadsheet_reads_them(any_city):
+    """`heya register`: facilities, IDs with their last use, terminals, rooms, who is in them (C18, C20, C27)."""
+    city = any_city
+    facility = city.facility(f"=HYPERLINK(\"x\"),薬局{secrets.token_hex(3)}", "pharmacy")
+    person, absent = city.person(facility), city.issue(facility)
+    room = city.room(person, absent, name="医師会, \"試験\"の部屋")
+    number = next(one["room_number"] for one in city.look("rooms")["rooms"] if one["room_id"] == room)
+
+    def of(which: str, column: str, value: str) -> dict[str, str]:
+        (row,) = [row for row in registered(city, which) if row[column] == value]
+        return row
+
+    place = of("facilities", "事業所番号", str(facility))
+    # No formula runs in the city's office: an apostrophe stands before it.
+    assert place["事業所"].startswith("'=HYPERLINK") and place["種別"] == "薬局" and place["利用中のID"] == "2"
+    used, unused = of("accounts", "ID", person.login_id), of("accounts", "ID", absent.login_id)
+    assert (used["区分"], used["状態"], unused["状態"]) == ("個人ID", "利用中", "発行済(未登録)")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", used["最終利用日時"]) and unused["最終利用日時"] == ""
+    assert used["事業所番号"] == str(facility) and used["職種"] == "看護師" and used["氏名"].startswith("試験太郎")
+    terminal = of("terminals", "端末番号", str(city.terminal_number(person)))
+    assert terminal["登録したID"] == person.login_id and terminal["証明書の状態"] == "有効"
+    assert terminal["証明書番号"].lower().lstrip("0") == serial_of(person.terminal).lstrip("0")
+    here = of("rooms", "部屋番号", str(number))
+    assert here["部屋の名前"] == "医師会, \"試験\"の部屋" and (here["種別"], here["状態"]) == ("職能団体の部屋", "利用中")
+    city.change_members(room, remove=[absent])
+    inside = {row["ID"]: row["状態"] for row in registered(city, "members") if row["部屋番号"] == str(number)}
+    assert inside == {person.login_id: "参加中", absent.login_id: "退出"} and here["参加者数"] == "2"
+
+    # Revoked, closed: the registers say so; and the log says that each was written out.
+    city.revoke(city.terminal_number(person))
+    city.close_room(room)
+    assert of("terminals", "端末番号", terminal["端末番号"])["証明書の状態"] == "失効"
+    assert of("rooms", "部屋番号", str(number))["状態"] == "終了"
+    log = of_city(city, "audit", "list", "--limit", "40").stdout
+    assert {which for which in ("facilities", "accounts", "terminals", "rooms", "members") if f"register.export ok 端末- 証明書- - {which}" in log} == {
+        "facilities", "accounts", "terminals", "rooms", "members"}, log
+
+
+def test_a_register_in_a_file_is_its_owners(city, tmp_path):
+    """The second time, too, and where it was others' before."""
+    file = tmp_path / "台帳.csv"
+    file.write_text("old")
+    file.chmod(0o644)
+    for _ in range(2):
+        done = of_city(city, "register", "accounts", str(file))
+        assert re.fullmatch(rf"台帳を書きました: {re.escape(str(file))} \(\d+件\)\n", done.stdout)
+        assert file.stat().st_mode & 0o777 == 0o600 and file.read_bytes().startswith(b"\xef\xbb\xbfID,")
+    assert [path.name for path in tmp_path.iterdir()] == ["台帳.csv"]
+    refused = of_city(city, "register", "accounts", str(tmp_path / "none" / "x.csv"), rc=1)
+    assert "x.csv: " in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert "invalid value 'people'" in of_city(city, "register", "people", rc=1).stderr
+
+
+def test_the_register_of_cases(fresh):
+    """What the city was asked for, who decided, and how it ended; without a bot's file it says so."""
+    city = fresh(bot=True)
+    desk = Desk(city)
+    name = f"あおば{secrets.token_hex(3)}"
+    desk.say(f"事業所登録 {name} 訪問看護 誓約済", f"{name}")
+    wait_for(lambda: [row for row in registered(city, "cases") if row["状態"] == "完了"], 60, 0.2, "the case is done")
+    (row,) = [row for row in registered(city, "cases") if name in row["内容"]]
+    staff = next(one for one in registered(city, "accounts") if one["ID"] == desk.staff.login_id)
+    assert row["依頼した人"] == f"{staff['氏名']} ({staff['ID']})" and row["案件番号"] == "1"
+    assert row["受付日時"] and row["決定日時"] and row["決めた人"] == row["依頼した人"] and row["理由"] == ""
+    (city.data / "city.sqlite").rename(city.folder / "away.sqlite")
+    try:
+        assert "案件の台帳を読めません" in of_city(city, "register", "cases", rc=1).stderr
+    finally:
+        (city.folder / "away.sqlite").rename(city.data / "city.sqlite")
 
 
 def test_audit_list_of_a_room_that_is_none(city):

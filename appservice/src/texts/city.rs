@@ -558,7 +558,7 @@ impl Texts {
         }
     }
 
-    fn state(&self, state: State) -> String {
+    pub(crate) fn state(&self, state: State) -> String {
         let (ja, en) = match state {
             State::Filed => ("受付", "filed"),
             State::Approved => ("承認", "approved"),

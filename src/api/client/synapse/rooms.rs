@@ -10,7 +10,7 @@ use super::{Page, admitted, backwards, room};
 use crate::{
     error::{Error, Result, invalid, not_found},
     http::route::{Answer, Call, Routes},
-    rooms::{committer::Hint, delete},
+    rooms::{committer::Hint, delete, pdu::name_in},
     server::Server,
     store::{self, deletions::Deletion},
     sync::render,
@@ -117,11 +117,6 @@ async fn list(server: Arc<Server>, call: Call) -> Result<Answer> {
 }
 
 /// The name in the PDU of a room's name.
-fn name_in(pdu: Option<&str>) -> Option<String> {
-    let pdu: Value = serde_json::from_str(pdu?).ok()?;
-    pdu["content"]["name"].as_str().map(ToOwned::to_owned)
-}
-
 /// A room as lists show it.
 async fn view(server: &Arc<Server>, room_id: &RoomId) -> Result<Value> {
     let live = server.live.room(&server.db, room_id).await?;
