@@ -92,6 +92,8 @@ pub(crate) enum Reason {
     Differs,
     /// The same is asked for by this case, which is open.
     Same(i64),
+    /// The same is asked for by an earlier row of the file, of this receipt number.
+    SameRow(String),
     Procedure,
     /// More or fewer cells than headings.
     Cells,

@@ -111,6 +111,8 @@ impl Bot {
             }
         }
         let mut next = Vec::new();
+        // By case: the receipt number of this file that it was filed for.
+        let mut filed: HashMap<i64, String> = HashMap::new();
         for (application, applicant) in complete {
             match store::taken(&mut tx, &application.receipt).await? {
                 Taken::As(content) if content == application.content || content.is_empty() => {
@@ -128,15 +130,23 @@ impl Bot {
             let of_row =
                 Origin { room_id: &facts.control_room, event_id: &origin, sender: requester, by_staff: true };
             if let Some(reason) = refused(&mut tx, &application, of_row, &consents).await? {
+                let reason = match reason {
+                    // A case that is thrown away again is no number to name.
+                    Reason::Same(case) if !import => {
+                        filed.get(&case).cloned().map_or(Reason::Same(case), Reason::SameRow)
+                    }
+                    other => other,
+                };
                 waiting.push((application.line, Some(application.receipt), reason));
                 continue;
             }
-            let mut cases = Vec::new();
-            if import {
-                let who = applicant.as_ref().map_or(by, |applicant| &applicant.label);
-                cases = self.take(&mut tx, &mut next, facts, &application, of_row, who, &registers).await?;
-                store::take_application(&mut tx, &application, cases.last().copied(), by).await?;
-            }
+            // A file that is only read is taken as well, and the transaction thrown away: what two of its rows ask for alike
+            // is told before, too.
+            let who = applicant.as_ref().map_or(by, |applicant| &applicant.label);
+            let cases = self.take(&mut tx, &mut next, facts, &application, of_row, who, &registers).await?;
+            store::take_application(&mut tx, &application, cases.last().copied(), by).await?;
+            filed.extend(cases.iter().map(|case| (*case, application.receipt.clone())));
+            let cases = if import { cases } else { Vec::new() };
             outcome.taken.push((application.receipt, application.procedure, cases));
         }
         waiting.sort_by_key(|(line, ..)| *line);
@@ -151,7 +161,13 @@ impl Bot {
         if import {
             store::set_aside(&mut tx, file, &outcome.aside).await?;
             let (taken, before, aside) = (outcome.taken.len(), outcome.before, outcome.aside.len());
-            tracing::info!(taken, before, aside, "applications taken");
+            let cases = outcome.taken.iter().map(|(_, _, cases)| cases.len()).sum::<usize>();
+            tracing::info!(taken, before, aside, cases, "applications taken");
+        } else {
+            tx.rollback().await?;
+            next.clear();
+            tx = self.store.begin().await?;
+            store::remember_subjects(&mut tx, file, &list.subjects).await?;
         }
         Ok(Some((tx, self.texts.applications(&outcome, import), next)))
     }
@@ -236,7 +252,6 @@ impl Bot {
         for action in actions {
             let number = match store::file_case(tx, origin, &action).await? {
                 Filed::New(number) => {
-                    tracing::info!(case = number, action = action.word(), "case filed by an application");
                     next.push(NewTask::examine(origin.room_id, number, 0));
                     number
                 }

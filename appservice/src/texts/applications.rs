@@ -167,6 +167,12 @@ impl Texts {
                     format!("case {case} asks for the same: decide it first, then take the file again"),
                 );
             }
+            Reason::SameRow(receipt) => {
+                return self.pick(
+                    format!("同じ依頼が、このファイルの整理番号 {receipt} にもあります。そちらの案件を決めてから、もう一度取り込んでください"),
+                    format!("receipt number {receipt} of this file asks for the same: decide its case first, then take the file again"),
+                );
+            }
             Reason::Differs => (
                 "同じ整理番号の申請を、ちがう内容で受け付けています。内容を確かめて、必要なら言葉で入れてください",
                 "taken before with other content",

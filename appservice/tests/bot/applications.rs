@@ -104,7 +104,13 @@ A-6,開設,p104217,鈴木花,,〇〇市,①,,,,,,,,,,
     fake.upload("second", format!("\u{feff}{HEADINGS}{mended}").as_bytes());
     bot.deliver("7", json!([posted("$file2", "second")])).await;
     let read =
-        fake.said(CONTROL, "新しい申請：4件\n・整理番号 A-5 部屋の終了\n・整理番号 A-6 部屋の開設\n").await;
+        fake.said(CONTROL, "新しい申請：3件\n・整理番号 A-5 部屋の終了\n・整理番号 A-6 部屋の開設\n").await;
+    // What two rows ask for alike is told before anything is taken, and nothing was.
+    assert!(
+        read.body.contains("整理番号 A-7：同じ依頼が、このファイルの整理番号 A-5 にもあります"),
+        "{}",
+        read.body
+    );
     assert!(read.body.contains("・4行目 整理番号 A-3：同じ整理番号の申請を、ちがう内容で"), "{}", read.body);
     let mut word = message(CONTROL, "$take2", STAFF, "取り込み");
     word["content"]["m.relates_to"] = json!({"m.in_reply_to": {"event_id": "$file2"}});
