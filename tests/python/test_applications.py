@@ -122,7 +122,7 @@ def test_a_file_from_reading_to_rooms(desk: Desk):
     again = take(desk, posted(desk, content.decode("cp932").encode("utf-8-sig"), "again.CSV")[0])
     assert f"受け付けた申請：1件\n・整理番号 {number}-4 部屋の終了" in again and "すでに受け付けている申請：3件" in again, again
     assert len(server.look("rooms")["rooms"]) == len(rooms) + 1 and status(server, room) == "open"
-    assert re.search(rf"受け付けられていない電子申請\n(.*\n)*・整理番号 {number}-5：申請者", desk.say("案件", "電子申請"))
+    assert re.search(rf"受け付けられていない電子申請\n(.*\n)*・整理番号 {number}-5：申請者", desk.say("案件", "受け付けられていない電子申請"))
     last = take(desk, posted(desk, content)[0])
     assert "新しい申請はありませんでした" in last and "すでに受け付けている申請：4件" in last, last
 
