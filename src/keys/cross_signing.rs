@@ -1,7 +1,10 @@
 //! Cross-signing: a user's master, self-signing and user-signing key, and the signatures that connect devices and users.
 //! Here the server does check signatures: a wrong one would make clients distrust somebody who did nothing.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use base64::{
     Engine as _, alphabet,
@@ -207,23 +210,19 @@ pub async fn add_signatures(
     user_id: &UserId,
     signed: BTreeMap<String, BTreeMap<String, Value>>,
 ) -> Result<Vec<Failure>> {
-    if signed.values().map(BTreeMap::len).sum::<usize>() > SIGNED_MAX {
+    if signed.len().max(signed.values().map(BTreeMap::len).sum()) > SIGNED_MAX {
         return Err(invalid("Too many signed objects at once."));
     }
     let (mut failures, mut good) = (Vec::new(), Vec::new());
-    {
-        // Let go of before the unit, which may wait for a connection of its own.
-        let mut conn = server.db.read().await?;
-        let own = Own::read(&mut conn, user_id).await?;
-        for (target_user, objects) in signed {
-            for (target, object) in objects {
-                match check_signed(server, &mut conn, &own, &target_user, &target, &object).await {
-                    Ok(checked) => good.push(checked),
-                    Err(Error::Refused(refusal)) => {
-                        failures.push(Failure { user_id: target_user.clone(), target, refusal: *refusal });
-                    }
-                    Err(error) => return Err(error),
+    let keys = Keys::read(&mut server.db.read().await?, user_id, signed.keys().cloned()).await?;
+    for (target_user, objects) in signed {
+        for (target, object) in objects {
+            match check_signed(server, &keys, &target_user, &target, &object) {
+                Ok(checked) => good.push(checked),
+                Err(Error::Refused(refusal)) => {
+                    failures.push(Failure { user_id: target_user.clone(), target, refusal: *refusal });
                 }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -246,11 +245,11 @@ async fn store_signatures(
     user_id: &UserId,
     checked: Vec<Checked>,
 ) -> Result<Vec<Failure>> {
-    let now = Own::read(batch.reading(), user_id).await?;
+    let users = checked.iter().map(|one| one.user_id.to_string()).collect::<BTreeSet<String>>();
+    let now = Keys::read(batch.reading(), user_id, users).await?;
     let (mut signatures, mut gone) = (Vec::new(), Vec::new());
     for one in checked {
-        let target = now.target(batch.reading(), &one.user_id, &one.target).await?;
-        if target.is_some_and(|target| one.fits(&target)) {
+        if now.target(&one.user_id, &one.target)?.is_some_and(|target| one.fits(&target)) {
             signatures.extend(one.signatures.into_iter().map(|(signature, _)| signature));
         } else {
             let refusal =
@@ -305,51 +304,55 @@ impl Checked {
     }
 }
 
-/// The signing user's own keys.
-struct Own {
+/// What is stored of whoever signs, and of those whose keys are signed.
+struct Keys {
     user_id: OwnedUserId,
-    identity: Vec<CrossSigningKey>,
+    /// The cross-signing keys of all of them.
+    identities: Vec<CrossSigningKey>,
+    /// The signing user's devices.
     devices: BTreeMap<String, CanonicalJsonObject>,
 }
 
-impl Own {
-    async fn read(conn: &mut store::Conn, user_id: &UserId) -> Result<Self> {
+impl Keys {
+    async fn read(
+        conn: &mut store::Conn,
+        user_id: &UserId,
+        targets: impl IntoIterator<Item = String>,
+    ) -> Result<Self> {
         let user = [user_id.to_string()];
-        let identity = store::keys::cross_signing_keys(conn, &user).await?;
+        let users: Vec<String> = user.iter().cloned().chain(targets).collect();
+        let identities = store::keys::cross_signing_keys(conn, &users).await?;
         let devices = store::keys::device_keys(conn, &user)
             .await?
             .into_iter()
             .filter_map(|device| Some((device.device_id, serde_json::from_str(&device.keys).ok()?)))
             .collect();
-        Ok(Self { user_id: user_id.to_owned(), identity, devices })
+        Ok(Self { user_id: user_id.to_owned(), identities, devices })
     }
 
-    fn key(&self, usage: &str) -> Option<&CrossSigningKey> {
-        self.identity.iter().find(|key| key.usage == usage)
+    fn key(&self, user_id: &UserId, usage: &str) -> Option<&CrossSigningKey> {
+        self.identities.iter().find(|key| key.user_id == user_id.as_str() && key.usage == usage)
     }
 
-    /// A key that this user may sign: of an own device, the own master key, another's master key.
-    async fn target(&self, conn: &mut store::Conn, user_id: &UserId, target: &str) -> Result<Option<Target>> {
+    /// A key that the signing user may sign: of an own device, the own master key, another's master key.
+    fn target(&self, user_id: &UserId, target: &str) -> Result<Option<Target>> {
         let signer = |usage: &str| {
-            let key = self.key(usage)?;
+            let key = self.key(&self.user_id, usage)?;
             Some(BTreeMap::from([(format!("ed25519:{}", key.public_key), key.public_key.clone())]))
         };
-        if let Some(key) = self.devices.get(target).filter(|_| user_id == self.user_id) {
+        let own = user_id == self.user_id;
+        if let Some(key) = self.devices.get(target).filter(|_| own) {
             return Ok(signer("self_signing").map(|signers| Target { key: key.clone(), signers }));
         }
-        let theirs = if user_id == self.user_id {
-            self.key("master").cloned()
-        } else {
-            let keys = store::keys::cross_signing_keys(conn, &[user_id.to_string()]).await?;
-            keys.into_iter().find(|key| key.usage == "master")
+        let Some(master) = self.key(user_id, "master").filter(|key| key.public_key == target) else {
+            return Ok(None);
         };
-        let Some(master) = theirs.filter(|key| key.public_key == target) else { return Ok(None) };
-        let signers = if user_id == self.user_id { Some(self.device_keys()) } else { signer("user_signing") };
         let key = serde_json::from_str(&master.content)?;
+        let signers = if own { Some(self.device_keys()) } else { signer("user_signing") };
         Ok(signers.map(|signers| Target { key, signers }))
     }
 
-    /// The public keys of the devices, by name.
+    /// The public keys of the signing user's devices, by name.
     fn device_keys(&self) -> BTreeMap<String, String> {
         let public = |device_id: &str, keys: &CanonicalJsonObject| {
             let name = format!("ed25519:{device_id}");
@@ -361,10 +364,9 @@ impl Own {
 }
 
 /// The signatures of an object that are right and that its signer may give.
-async fn check_signed(
+fn check_signed(
     server: &Server,
-    conn: &mut store::Conn,
-    own: &Own,
+    own: &Keys,
     target_user: &str,
     target: &str,
     object: &Value,
@@ -374,7 +376,7 @@ async fn check_signed(
     if user_id != own.user_id && !may_reach(server, &own.user_id, &user_id) {
         return Err(not_found(UNKNOWN));
     }
-    let stored = own.target(conn, &user_id, target).await?.ok_or_else(|| not_found(UNKNOWN))?;
+    let stored = own.target(&user_id, target)?.ok_or_else(|| not_found(UNKNOWN))?;
     let signed = to_sign(&object);
     if to_sign(&stored.key) != signed {
         return Err(invalid("The signed object is not the key that was uploaded."));
