@@ -10,7 +10,7 @@ use crate::cases::{Action, Case, Person, State};
 use crate::clock::{now_ms, today};
 use crate::commands::{self, Command, Name};
 use crate::control::Facts;
-use crate::forms::{Consent, Gap};
+use crate::forms::{Consent, Gap, subject_in};
 use crate::outbox::{CASE_FIELD, NewTask, ORIGIN_FIELD, Task};
 use crate::requests::{self, Heard};
 use crate::store::{self, Filed, Origin};
@@ -252,6 +252,7 @@ impl Intake<'_> {
                     }
                     problem => self.texts.problem(problem),
                 };
+                self.remember_subject(event, text).await?;
                 return self.owe(event.answer("usage", body)).await;
             }
             Some(Ok(command)) => command,
@@ -260,7 +261,10 @@ impl Intake<'_> {
             Command::Help => self.owe(event.answer("help", self.texts.help())).await,
             Command::Act(action) => self.file(event, event.origin(true), &action).await,
             Command::Consent(consent) => self.consent(event, &consent).await,
-            Command::WithdrawConsent { name, birth_date } => self.withdraw(event, &name, &birth_date).await,
+            Command::WithdrawConsent { name, birth_date } => {
+                self.remember_subject(event, text).await?;
+                self.withdraw(event, &name, &birth_date).await
+            }
             Command::Look(look) => {
                 let task = Task::Look { look, reply_to: event.event_id.clone() };
                 self.owe(NewTask { lane: event.room_id.clone(), key: event.key("look"), task }).await
@@ -324,6 +328,14 @@ impl Intake<'_> {
                     None => self.owe(event.answer("import", self.texts.import_what())).await,
                 }
             }
+        }
+    }
+
+    /// A form that becomes neither a case nor a report names its subject all the same: it goes with the subject's record.
+    async fn remember_subject(&mut self, event: &Event, text: &str) -> Result<(), Error> {
+        match subject_in(text, today()) {
+            Some(key) => store::remember_subject_post(self.db, &event.event_id, &key).await,
+            None => Ok(()),
         }
     }
 
@@ -515,11 +527,15 @@ impl Intake<'_> {
                 self.owe(event.answer("who", self.texts.ask_who(adding))).await
             }
             (Heard::Consent(Ok(consent)), _) => self.consent(event, &consent).await,
-            (Heard::Consent(Err(gaps)), _) => self.show_form(event, Name::Consent, &gaps).await,
+            (Heard::Consent(Err(gaps)), _) => {
+                self.remember_subject(event, text).await?;
+                self.show_form(event, Name::Consent, &gaps).await
+            }
             (Heard::Withdrawal(Ok((name, birth_date))), _) => {
                 self.file(event, event.origin(false), &Action::Withdrawal { name, birth_date }).await
             }
             (Heard::Withdrawal(Err(_)), _) => {
+                self.remember_subject(event, text).await?;
                 self.owe(event.answer("form", self.texts.withdrawal_with_gaps())).await
             }
             (Heard::Opening(Ok(mut action)), _) => {
@@ -531,7 +547,10 @@ impl Intake<'_> {
                 }
                 self.file(event, event.origin(false), &action).await
             }
-            (Heard::Opening(Err(gaps)), _) => self.show_form(event, Name::Open, &gaps).await,
+            (Heard::Opening(Err(gaps)), _) => {
+                self.remember_subject(event, text).await?;
+                self.show_form(event, Name::Open, &gaps).await
+            }
         }
     }
 

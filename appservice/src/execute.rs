@@ -1,6 +1,8 @@
 //! Carrying out an approved case: exactly one changing call, under the case's key, then telling everybody
 //! concerned.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use crate::Error;
@@ -11,6 +13,9 @@ use crate::lookup::Found;
 use crate::outbox::{Bot, NewTask, Unfinished};
 use crate::server::CallError;
 use crate::store::{self, Due, Tx};
+
+/// What lines may hold that go with a purged room, as the internal API takes them.
+const LINES_MAX: usize = 500;
 
 /// Why a room is not opened although it was approved; worded like the server's codes.
 pub(crate) const CONSENT_WITHDRAWN: &str = "JP_HEYA_CONSENT_WITHDRAWN";
@@ -241,11 +246,17 @@ impl Bot {
         let opened_by = answer["opened_by_case"].as_str().and_then(|number| number.parse().ok());
         let mut tx = self.store.begin().await?;
         let events = store::events_to_forget(&mut tx, room_id, opened_by, files_before).await?;
-        let line = match (place.number, &place.name) {
-            (Some(number), Some(name)) => vec![crate::texts::room_line(number, name)],
-            _ => Vec::new(),
-        };
-        Ok(json!({"events": events, "lines": line}))
+        let mut lines = BTreeSet::new();
+        if let (Some(number), Some(name)) = (place.number, &place.name) {
+            lines.insert(crate::texts::room_line(number, name));
+        }
+        // As lists of cases have it, by each name that it had then.
+        for mut case in store::cases_of_events(&mut tx, &events).await? {
+            let named = case.action.place_mut().filter(|of| of.room_id == place.room_id && of.name.is_some());
+            lines.extend(named.map(|named| self.texts.place(named)));
+        }
+        let lines: Vec<String> = lines.into_iter().take(LINES_MAX).collect();
+        Ok(json!({"events": events, "lines": lines}))
     }
 
     /// Somebody's display name; their Matrix id where the register has none.

@@ -3,7 +3,7 @@
 use time::Date;
 
 use crate::cases::{Action, Person, Subject, subject_key};
-use crate::japanese::{iso, parse_date, unquote};
+use crate::japanese::{iso, normalise, parse_date, unquote};
 use crate::people;
 
 /// A line's meaning, whatever it is called.
@@ -62,6 +62,14 @@ impl Consent {
     pub(crate) fn key(&self) -> String {
         subject_key(&self.name, &self.birth_date)
     }
+}
+
+/// Whom a post names as a subject, as far as it can be read: the key of [`subject_key`], without a birth date where none
+/// is readable.
+pub(crate) fn subject_in(text: &str, today: Date) -> Option<String> {
+    let form = Form::read(&normalise(text));
+    let birth_date = form.birth_date(today).unwrap_or_default();
+    Some(subject_key(&form.subject_name()?, &birth_date))
 }
 
 /// A filled form: fields in their order.

@@ -27,7 +27,7 @@ pub(crate) use applications::{
 };
 pub(crate) use consents::{
     Report, add_consent, consent_withdrawn_at, events_to_forget, forget_subject, has_consent,
-    reports_of_consent, withdraw_consent,
+    remember_subject_post, reports_of_consent, withdraw_consent,
 };
 pub(crate) use scans::{
     Reported, attach_scan, consent_of_message, consent_of_subject, detach_scan, remember_consent_message,
@@ -36,11 +36,12 @@ pub(crate) use scans::{
 
 /// Every version of the schema, oldest first. Each ends by setting `PRAGMA user_version` to its number,
 /// which is written with the rest of the transaction.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("schema.sql"),
     include_str!("schema-2.sql"),
     include_str!("schema-3.sql"),
     include_str!("schema-4.sql"),
+    include_str!("schema-5.sql"),
 ];
 
 /// How long a taken transaction's id is remembered. The server repeats a transaction only until it is
@@ -472,6 +473,21 @@ pub(crate) async fn waiting_for_facility(
         };
         case.receipt().is_some() && fold(wanted) == fold(facility)
     });
+    Ok(cases)
+}
+
+/// The cases that came by these events.
+pub(crate) async fn cases_of_events(
+    db: &mut SqliteConnection,
+    events: &[String],
+) -> Result<Vec<Case>, Error> {
+    let mut cases = Vec::new();
+    for event_id in events {
+        let rows = sqlx::query("SELECT * FROM cases WHERE event_id = $1 ORDER BY number").bind(event_id);
+        for row in rows.fetch_all(&mut *db).await? {
+            cases.push(read_case(&row)?);
+        }
+    }
     Ok(cases)
 }
 

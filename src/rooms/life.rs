@@ -258,7 +258,7 @@ pub struct Forget {
     /// Events by which the subject came to the city; what the city posted because of them goes too
     /// (`jp.heya.origin`).
     pub events: Vec<String>,
-    /// Lines of the city's own lists.
+    /// What lines of the city's own lists hold.
     pub lines: Vec<String>,
 }
 
@@ -278,7 +278,7 @@ pub async fn forget(server: &Arc<Server>, what: &Forget) -> Result<usize> {
                     && event.content_str(ORIGIN).is_some_and(|origin| what.events.contains(&origin))
                 || of_the_city
                     && event.content_str("body").is_some_and(|body| {
-                        body.lines().any(|line| what.lines.iter().any(|one| line.starts_with(one.as_str())))
+                        body.lines().any(|line| what.lines.iter().any(|one| line.contains(one.as_str())))
                     }))
     };
     let control = store::meta::value(&mut server.db.read().await?, "control_room").await?;

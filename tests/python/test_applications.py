@@ -190,6 +190,38 @@ def test_what_a_purge_forgets_of_files(desk: Desk):
     assert len(re.findall(stays, bodies)) >= 3, "the report, the case and its end"
 
 
+def test_what_a_purge_forgets_of_the_control_room(desk: Desk):
+    """Forms with gaps, withdrawals and lists of cases name a subject and are no case: they go with the record, too; those about
+    others stay."""
+    server, (a, b) = desk.server, desk.people
+    gone, stays = f"消える{secrets.token_hex(4)}", f"残る{secrets.token_hex(4)}"
+    take(desk, posted(desk, file_of(*consent_and_opening("C1", gone, a.login_id, b.login_id)))[0])
+    for name in (gone, stays):
+        form = f"同意の報告\n対象者氏名：{name}\n生年月日：昭和5年4月3日\n住所："
+        desk.say(form, "説明")
+        # In the room that the bot shares with one person, too.
+        desk.say(form.replace("\n生年月日：昭和5年4月3日", ""), "説明")
+    case = re.search(r"案件 (\d+)（依頼：電子申請 整理番号 C1-2", "\n".join(
+        one["content"].get("body", "") for one in desk.staff.client.messages(desk.control)))[1]
+    n = re.search(r"部屋番号：(\d+)", desk.say(f"承認 {case}", f"案件 {case} を完了"))[1]
+    # A list of cases that names the room, while one about it waits.
+    waits = re.search(r"案件 (\d+)", desk.say(f"追加 {n} だれでもない", "見つかりません"))[1]
+    assert gone in desk.say("案件", rf"・{waits} ")
+    desk.say(f"差し戻し {waits} まちがい", "差し戻し")
+    for name in (gone, stays):
+        desk.say(f"同意の撤回\n対象者氏名：{name}\n生年月日：昭和5年4月3日", "撤回|ありません")
+    desk.say(f"終了 {n}", "完了")
+    desk.approved(f"保管 {n}", "完了")
+    assert gone in dump(server)
+    desk.approved(f"消去 {n}", "完了")
+    left = [line[:300] for line in dump(server).splitlines() if gone in line]
+    assert not left, left
+    with contextlib.closing(sqlite3.connect(f"file:{server.data / 'city.sqlite'}?mode=ro", uri=True, timeout=10)) as connection:
+        assert gone not in "\n".join(connection.iterdump())
+    bodies = "\n".join(one["content"].get("body", "") for one in desk.staff.client.messages(desk.control))
+    assert len(re.findall(stays, bodies)) >= 3, "what was said of another"
+
+
 def test_a_file_that_is_not_there_holds_up_nobody(desk: Desk):
     """Reserved and never uploaded, or gone from the disk: it is said, and the bot goes on."""
     server, (a, _) = desk.server, desk.people

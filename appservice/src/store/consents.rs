@@ -144,6 +144,7 @@ pub(crate) async fn events_to_forget(
                     .fetch_all(&mut *db)
                     .await?;
             events.extend(reports);
+            events.extend(subject_posts(db, &key).await?);
             events.extend(super::scans::scan_events(db, &key).await?);
             files = super::applications::files_to_forget(db, &key, files_before).await?;
         }
@@ -158,6 +159,36 @@ pub(crate) async fn events_to_forget(
     let mut events: Vec<String> = all.into_iter().collect();
     events.truncate(FORGOTTEN_MAX);
     Ok(events)
+}
+
+/// Remembers a post that names a subject and becomes neither a case nor a report.
+pub(crate) async fn remember_subject_post(
+    db: &mut SqliteConnection,
+    event_id: &str,
+    subject_key: &str,
+) -> Result<(), Error> {
+    sqlx::query("INSERT INTO subject_posts (event_id, subject_key) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+        .bind(event_id)
+        .bind(subject_key)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// Those posts about a subject; one without a birth date may be about another of the same name, and goes as well.
+async fn subject_posts(db: &mut SqliteConnection, key: &str) -> Result<Vec<String>, Error> {
+    Ok(sqlx::query_scalar(
+        "SELECT event_id FROM subject_posts WHERE subject_key IN ($1, $2) ORDER BY event_id",
+    )
+    .bind(key)
+    .bind(without_birth_date(key))
+    .fetch_all(db)
+    .await?)
+}
+
+/// The key of a form that does not say the birth date.
+fn without_birth_date(key: &str) -> String {
+    key.split_once('|').map_or(key.to_owned(), |(name, _)| format!("{name}|"))
 }
 
 /// Whether a case will never open a room.
@@ -232,6 +263,11 @@ pub(crate) async fn forget_subject(
     super::scans::forget_scans(db, &key).await?;
     super::applications::forget_files(db, &key, files_before).await?;
     sqlx::query("DELETE FROM consents WHERE subject_key = $1").bind(&key).execute(&mut *db).await?;
+    sqlx::query("DELETE FROM subject_posts WHERE subject_key IN ($1, $2)")
+        .bind(&key)
+        .bind(without_birth_date(&key))
+        .execute(&mut *db)
+        .await?;
     for number in withdrawals(db, &key).await? {
         let nameless = Action::Withdrawal { name: GONE.to_owned(), birth_date: "0000-00-00".to_owned() };
         set_action(db, number, &nameless).await?;

@@ -18,7 +18,7 @@ async fn a_newer_database_is_refused() {
     let store = Store::open(&path).await.unwrap();
     sqlx::raw_sql("PRAGMA user_version = 99").execute(&store.pool).await.unwrap();
     store.pool.close().await;
-    assert!(matches!(Store::open(&path).await, Err(Error::NewerDatabase { found: 99, known: 4 })));
+    assert!(matches!(Store::open(&path).await, Err(Error::NewerDatabase { found: 99, known: 5 })));
     remove(&path);
 }
 

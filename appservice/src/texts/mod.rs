@@ -293,15 +293,20 @@ impl Texts {
         )
     }
 
-    /// What an action would do, in the words of a request.
-    pub(crate) fn summary(&self, action: &Action) -> String {
-        let place = |place: &crate::cases::Place| match (place.number, &place.name) {
+    /// A room, by number and name.
+    pub(crate) fn place(&self, place: &crate::cases::Place) -> String {
+        match (place.number, &place.name) {
             (Some(number), Some(name)) => {
                 self.pick(format!("部屋 {number}「{name}」"), format!("room {number} ({name})"))
             }
             (Some(number), None) => self.pick(format!("部屋 {number}"), format!("room {number}")),
             (None, _) => self.pick("この部屋", "this room"),
-        };
+        }
+    }
+
+    /// What an action would do, in the words of a request.
+    pub(crate) fn summary(&self, action: &Action) -> String {
+        let place = |place: &crate::cases::Place| self.place(place);
         let names = |people: &[Person]| {
             let names: Vec<String> = people.iter().map(|person| format!("・{}", person.text())).collect();
             if names.is_empty() { self.pick("・（なし）", "・(nobody)") } else { names.join("\n") }
