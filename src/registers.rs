@@ -80,7 +80,6 @@ async fn facilities(conn: &mut store::Conn) -> Result<Table> {
 
 async fn accounts(conn: &mut store::Conn) -> Result<Table> {
     let rows = store::registers::accounts(conn).await?.into_iter().map(|account| {
-        let used = account.last_used();
         let kind = match account.kind.as_str() {
             "facility" => "施設ID",
             "personal" => "個人ID",
@@ -101,7 +100,7 @@ async fn accounts(conn: &mut store::Conn) -> Result<Table> {
             account.display_name.unwrap_or_default(),
             status.to_owned(),
             sortable_time(account.created_at),
-            moment(used),
+            moment(account.last_used),
             moment(account.ended_at),
         ]
     });

@@ -184,6 +184,17 @@ pub async fn put_device(
         name,
         now
     )?;
+    used(conn, user_id, now).await
+}
+
+/// An account was used: said of the account, too, since its sessions end.
+async fn used(conn: &mut Conn, user_id: &str, at: i64) -> Result<()> {
+    run!(
+        conn,
+        "UPDATE accounts SET last_used = $2 WHERE user_id = $1 AND (last_used IS NULL OR last_used < $2)",
+        user_id,
+        at
+    )?;
     Ok(())
 }
 
@@ -212,7 +223,7 @@ pub async fn seen(conn: &mut Conn, user_id: &str, device_id: &str, at: i64) -> R
         device_id,
         at
     )?;
-    Ok(())
+    used(conn, user_id, at).await
 }
 
 /// Ends a device: its sessions, keys, messages and pushers go with it. Tells whether it had keys.

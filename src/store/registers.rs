@@ -26,17 +26,8 @@ pub struct Account {
     pub created_at: i64,
     /// When its use ended, in milliseconds.
     pub ended_at: Option<i64>,
-    /// When one of its sessions was last heard of, in milliseconds; a log-out takes it away.
-    pub device_seen: Option<i64>,
-    /// When a terminal that it enrolled was last heard of, in milliseconds.
-    pub terminal_seen: Option<i64>,
-}
-
-impl Account {
-    /// When the account was last used as far as is known, in milliseconds.
-    pub fn last_used(&self) -> Option<i64> {
-        self.device_seen.max(self.terminal_seen)
-    }
+    /// When one of its sessions was last heard of, in milliseconds.
+    pub last_used: Option<i64>,
 }
 
 /// All accounts of people and facilities.
@@ -45,9 +36,7 @@ pub async fn accounts(conn: &mut Conn) -> Result<Vec<Account>> {
         conn,
         Account,
         "SELECT a.user_id, a.kind, a.facility, f.name AS facility_name, a.name, a.profession, a.display_name, a.status, \
-         a.created_at, a.ended_at, \
-         (SELECT MAX(d.last_seen) FROM devices d WHERE d.user_id = a.user_id) AS device_seen, \
-         (SELECT MAX(t.last_seen) FROM terminals t WHERE t.enrolled_by = a.user_id) AS terminal_seen \
+         a.created_at, a.ended_at, a.last_used \
          FROM accounts a LEFT JOIN facilities f ON f.id = a.facility \
          WHERE a.kind IN ('facility', 'personal', 'open') ORDER BY a.user_id"
     )

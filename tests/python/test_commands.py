@@ -192,6 +192,9 @@ def test_cert_as_typed(any_city):
     assert row_of(city, serial_of(renewed))[-4].endswith("revoked")
     assert row_of(city, serial_of(person.terminal))[-4].endswith("valid")
     assert person.client.get(WHOAMI).status == 200
+    # What was lost does not come back by a renewal.
+    assert "この端末は失効しています" in of_city(city, "cert", "renew", str(number), rc=1).stderr
+    assert row_of(city, serial_of(renewed))[-4].endswith("revoked")
     log = of_city(city, "audit", "list", "--limit", "20").stdout
     assert "紛失の届け" in log and "terminal.revoke" in log, log
 
@@ -254,6 +257,12 @@ def test_registers_as_a_spreadsheet_reads_them(any_city):
     city.change_members(room, remove=[absent])
     inside = {row["ID"]: row["状態"] for row in registered(city, "members") if row["部屋番号"] == str(number)}
     assert inside == {person.login_id: "参加中", absent.login_id: "退出"} and here["参加者数"] == "2"
+
+    # The last use outlives the session.
+    seen = registered(city, "accounts")
+    person.client.ok("POST", "/_matrix/client/v3/logout", {})
+    last = {row["ID"]: row["最終利用日時"] for row in registered(city, "accounts")}
+    assert last[person.login_id] >= next(row["最終利用日時"] for row in seen if row["ID"] == person.login_id) != ""
 
     # Revoked, closed: the registers say so; and the log says that each was written out.
     city.revoke(city.terminal_number(person))

@@ -170,6 +170,14 @@ async fn renew(server: Arc<Server>, call: Call) -> Result<Answer> {
             let found = store::terminals::terminal(batch.reading(), terminal)
                 .await?
                 .ok_or_else(|| crate::error::not_found("No such terminal."))?;
+            // What was lost does not come back by a renewal.
+            let newest = store::terminals::certificates_of(batch.reading(), terminal).await?.pop();
+            if newest.is_some_and(|newest| newest.revoked_at.is_some()) {
+                return Err(forbidden(
+                    "This terminal was revoked: issue a code for a new one with `heya cert issue` \
+                     (この端末は失効しています。heya cert issue で新しい端末として登録してください).",
+                ));
+            }
             let issued = ca
                 .issue(
                     &tls::TerminalSubject {
