@@ -117,6 +117,8 @@ pub enum Code {
     SubjectHasRoom,
     /// `/_heya/v1`: the room is not in a state for this (DESIGN 15).
     RoomState,
+    /// `/_heya/v1`: the city would be left without anybody who can act for it, or somebody else would be in its control room.
+    Staff,
     /// `/_heya/v1`: a legal hold stands on the room.
     Held,
     /// `/_heya/v1`: the room's retention has not run out.

@@ -211,9 +211,9 @@ impl Action {
     }
 
     /// Whether it is shown and approved even where the staff ask for it: neither an archived room's members nor what is
-    /// purged come back.
+    /// purged come back, nor an ID that has ended. (A lost terminal's end waits for nobody.)
     pub(crate) fn asks_first(&self) -> bool {
-        matches!(self, Self::Life { step: Step::Purge | Step::Archive, .. })
+        matches!(self, Self::Life { step: Step::Purge | Step::Archive, .. } | Self::EndAccount { .. })
     }
 
     /// The subject's key, where the action rests on what is known of a subject's consent.

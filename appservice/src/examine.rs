@@ -229,6 +229,16 @@ impl Bot {
                 std::slice::from_mut(facility)
             }
             Action::Announce { facilities: Some(facilities), .. } => facilities.as_mut_slice(),
+            // To everybody, and it begins with names of facilities: whoever wrote it may have meant those.
+            Action::Announce { facilities: None, body } => {
+                let first = body.lines().next().unwrap_or_default();
+                let named: Vec<String> = first.split(['、', ',']).map(fold).collect();
+                let rows = self.server.facilities().await?;
+                if named.iter().all(|name| rows.iter().any(|row| fold(&row.name) == *name)) {
+                    problems.push(self.texts.is_it_for_them(first));
+                }
+                return Ok(());
+            }
             _ => return Ok(()),
         };
         for facility in wanted {

@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use ruma::UserId;
 
-use super::{sessions, terminals};
+use super::{
+    register::{city_staff, is_city_staff},
+    sessions, terminals,
+};
 use crate::{
     audit,
-    error::{Result, not_found},
+    error::{Code, Result, not_found, refuse},
     push::Pushers,
     rooms::{batch::Batch, member},
     server::Server,
@@ -114,6 +117,27 @@ async fn spend_codes(batch: &mut Batch, user_id: &UserId) -> Result<()> {
     Ok(())
 }
 
+/// Refuses the end of the last of the city's staff who can log in: nobody would be left to give another an ID.
+async fn check_last_of_staff(
+    batch: &mut Batch,
+    account: &store::accounts::Account,
+    user_id: &UserId,
+) -> Result<()> {
+    if account.status != "active" || !is_city_staff(batch.reading(), user_id.as_str()).await? {
+        return Ok(());
+    }
+    for other in city_staff(batch.reading()).await?.iter().filter(|other| *other != user_id) {
+        let other = store::accounts::account(batch.reading(), other.as_str()).await?;
+        if other.is_some_and(|other| other.status == "active") {
+            return Ok(());
+        }
+    }
+    Err(refuse(
+        Code::Staff,
+        "This is the last of the city's staff who can log in: let another enrol first (市の職員がいなくなります。先に別の職員の登録を済ませてください).",
+    ))
+}
+
 /// Ends an account.
 pub async fn account(
     batch: &mut Batch,
@@ -131,6 +155,7 @@ pub async fn account(
     if found.status == "ended" {
         return Ok(ended);
     }
+    check_last_of_staff(batch, &found, user_id).await?;
     own_terminals(batch, parts, user_id, reason, acting, &mut ended).await?;
     ended.sessions += sessions::end_all(batch, &parts.sessions, user_id, None).await?;
     crate::keys::forget_user(batch, &parts.sessions, user_id).await?;

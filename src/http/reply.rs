@@ -63,6 +63,7 @@ pub fn status(code: Code) -> (StatusCode, &'static str) {
         Code::Exists => (StatusCode::CONFLICT, "JP_HEYA_EXISTS"),
         Code::SubjectHasRoom => (StatusCode::CONFLICT, "JP_HEYA_SUBJECT_HAS_ROOM"),
         Code::RoomState => (StatusCode::CONFLICT, "JP_HEYA_ROOM_STATE"),
+        Code::Staff => (StatusCode::CONFLICT, "JP_HEYA_STAFF"),
         Code::Held => (StatusCode::CONFLICT, "JP_HEYA_HELD"),
         Code::Retained => (StatusCode::CONFLICT, "JP_HEYA_RETAINED"),
         Code::UnknownPos => (StatusCode::BAD_REQUEST, "M_UNKNOWN_POS"),

@@ -130,6 +130,9 @@ pub async fn change_members(
         return Err(forbidden("This room has been closed: nobody is added (この部屋は終了しました).")
             .with("jp.heya.room", status));
     }
+    if batch.room(room_id).await?.row.kind == "control" {
+        check_control_room(batch, city, room_id, add, remove).await?;
+    }
     let (mut added, mut removed, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
     for user_id in add {
         let present = batch.room(room_id).await?.state.membership(user_id);
@@ -161,6 +164,33 @@ pub async fn change_members(
     }
     set_staff(batch, city, room_id, &added, &removed).await?;
     Ok((added, removed, unchanged))
+}
+
+/// The control room names subjects and takes orders: only city staff are in it, and never nobody.
+async fn check_control_room(
+    batch: &mut Batch,
+    city: &UserId,
+    room_id: &RoomId,
+    add: &[OwnedUserId],
+    remove: &[OwnedUserId],
+) -> Result<()> {
+    let staff = crate::accounts::register::city_staff(batch.reading()).await?;
+    if add.iter().any(|user_id| !staff.contains(user_id)) {
+        return Err(refuse(
+            Code::Staff,
+            "Only city staff are in the control room (管理室に入れるのは市の職員だけです).",
+        ));
+    }
+    let room = batch.room(room_id).await?;
+    let stays =
+        room.state.members("join").any(|(id, _)| id != city && staff.contains(&id) && !remove.contains(&id));
+    if !remove.is_empty() && !stays && add.is_empty() {
+        return Err(refuse(
+            Code::Staff,
+            "Nobody of the city's staff would be left in the control room (管理室に市の職員がいなくなります).",
+        ));
+    }
+    Ok(())
 }
 
 /// City staff who are members have power 50, and nobody else has one of their own (DESIGN 14).

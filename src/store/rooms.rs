@@ -105,6 +105,18 @@ pub async fn city_rooms(conn: &mut Conn) -> Result<Vec<RoomRow>> {
     .collect()
 }
 
+/// How many facilities are in a room by their facility IDs.
+pub async fn facilities_in(conn: &mut Conn, room_id: &RoomId) -> Result<i64> {
+    let counted = one!(
+        conn,
+        (i64,),
+        "SELECT COUNT(DISTINCT a.facility) FROM memberships m JOIN accounts a ON a.user_id = m.user_id \
+         WHERE m.room_id = $1 AND m.membership = 'join' AND a.kind = 'facility'",
+        room_id.as_str()
+    )?;
+    Ok(counted.map_or(0, |(count,)| count))
+}
+
 /// The room of the city with a number.
 pub async fn by_number(conn: &mut Conn, number: i64) -> Result<Option<RoomRow>> {
     one!(

@@ -110,6 +110,14 @@ impl Texts {
         )
     }
 
+    /// An announcement to everybody whose first line is names of facilities.
+    pub(crate) fn is_it_for_them(&self, first: &str) -> String {
+        self.pick(
+            format!("全員へのお知らせですが、本文の1行目が事業所の名前（{first}）です。その事業所だけに送るときは、「お知らせ {first}」と同じ行に書いて、次の行から本文を書いてください。全員に送るときは、本文の1行目を変えて書き直してください。"),
+            format!("This is to everybody, and its first line names facilities ({first}). To send it to them alone write \"announce {first}\" in one line and the text below; to send it to everybody begin the text with something else."),
+        )
+    }
+
     pub(crate) fn which_facility(&self, said: &str, rows: &[FacilityRow]) -> String {
         if rows.is_empty() {
             return self.pick(
@@ -282,6 +290,10 @@ impl Texts {
             "JP_HEYA_RETAINED" => self.pick(
                 format!("保存期間が過ぎていないため、消去できません。「一覧 保管」で期限を確かめて「差し戻し {number} 理由」と書いてください。"),
                 format!("The room's retention has not run out. See \"list archived\"; then \"refuse {number} reason\"."),
+            ),
+            "JP_HEYA_STAFF" => self.pick(
+                format!("管理室に入れるのは市の職員だけです。また、最後の一人の職員は、利用を終了することも、管理室から外すこともできません。先に別の職員の登録を済ませて「承認 {number}」でもう一度行うか、「差し戻し {number} 理由」と書いてください。"),
+                format!("Only city staff are in the control room, and the last of them stays. Let another enrol first, then \"approve {number}\"; or \"refuse {number} reason\"."),
             ),
             "M_FORBIDDEN" => self.pick(
                 format!("サーバーが許可しませんでした。承認した方が市の職員として登録されているか、部屋が終了していないかを確かめて、「承認 {number}」でもう一度行うか「差し戻し {number} 理由」と書いてください。"),

@@ -379,7 +379,10 @@ impl Texts {
             }
             Action::EndAccount { person, .. } => {
                 let who = person.text();
-                self.pick(format!("利用の終了：{who}"), format!("End the account of {who}"))
+                self.pick(
+                    format!("利用の終了（元に戻せません）：{who}"),
+                    format!("End the account, for good, of {who}"),
+                )
             }
             Action::RevokeTerminal { terminal, .. } => {
                 self.pick(format!("端末 {terminal} の失効"), format!("Revoke terminal {terminal}"))

@@ -251,9 +251,8 @@ async fn announce(batch: &mut Batch, city_user: &UserId, body: Announcement, act
             let room =
                 OwnedRoomId::try_from(room.ok_or_else(|| not_found("There is no announcement room."))?)?;
             event_ids.push(city::say(batch, city_user, &room, &body.body).await?);
-            let n = batch.room(&room).await?.state.members("join").count();
             record(batch, acting, "announce", &room, "", &of(&body.case));
-            i64::try_from(n).unwrap_or(i64::MAX) - 1
+            store::rooms::facilities_in(batch.reading(), &room).await?
         }
         Some(list) => {
             if list.is_empty() || list.len() > 300 {
