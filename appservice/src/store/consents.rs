@@ -107,6 +107,8 @@ async fn openings(db: &mut SqliteConnection) -> Result<Vec<(i64, State, Action)>
 
 /// How many events one purge names.
 const FORGOTTEN_MAX: usize = 500;
+/// Of these, posts that are neither case nor report: anybody may write many, and they take no other's place.
+const POSTS_MAX: i64 = 100;
 
 /// The events by which the subject of a room came to the city: of the cases about the room, of the case that opened it,
 /// of earlier tries, of reports and withdrawals of consent, and the files of e-applications that name them or are older
@@ -178,10 +180,11 @@ pub(crate) async fn remember_subject_post(
 /// Those posts about a subject; one without a birth date may be about another of the same name, and goes as well.
 async fn subject_posts(db: &mut SqliteConnection, key: &str) -> Result<Vec<String>, Error> {
     Ok(sqlx::query_scalar(
-        "SELECT event_id FROM subject_posts WHERE subject_key IN ($1, $2) ORDER BY event_id",
+        "SELECT event_id FROM subject_posts WHERE subject_key IN ($1, $2) ORDER BY event_id LIMIT $3",
     )
     .bind(key)
     .bind(without_birth_date(key))
+    .bind(POSTS_MAX)
     .fetch_all(db)
     .await?)
 }
