@@ -22,9 +22,12 @@ pub fn private_folder(path: &Path) -> Result<()> {
 
 /// Writes a file that only its owner reads: whole or not at all.
 pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
-    let part = path.with_extension("part");
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
     let mut file =
         std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&part)?;
+    // One that a crash, or somebody, left there may be open to others.
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&part, path)?;

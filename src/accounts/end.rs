@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ruma::UserId;
+use ruma::{OwnedRoomId, UserId};
 
 use super::{
     register::{city_staff, is_city_staff},
@@ -13,7 +13,7 @@ use crate::{
     audit,
     error::{Code, Result, not_found, refuse},
     push::Pushers,
-    rooms::{batch::Batch, member},
+    rooms::{batch::Batch, control_room, member},
     server::Server,
     store,
 };
@@ -117,24 +117,29 @@ async fn spend_codes(batch: &mut Batch, user_id: &UserId) -> Result<()> {
     Ok(())
 }
 
-/// Refuses the end of the last of the city's staff who can log in: nobody would be left to give another an ID.
-async fn check_last_of_staff(
-    batch: &mut Batch,
-    account: &store::accounts::Account,
-    user_id: &UserId,
-) -> Result<()> {
-    if account.status != "active" || !is_city_staff(batch.reading(), user_id.as_str()).await? {
+/// Refuses the end of the last of the city's staff who can act, in the control room and at all: nobody would be left to
+/// give another an ID.
+async fn check_last_of_staff(batch: &mut Batch, user_id: &UserId) -> Result<()> {
+    if !is_city_staff(batch.reading(), user_id.as_str()).await?
+        || !control_room::can_act(batch, user_id).await?
+    {
         return Ok(());
     }
+    let mut others = false;
     for other in city_staff(batch.reading()).await?.iter().filter(|other| *other != user_id) {
-        let other = store::accounts::account(batch.reading(), other.as_str()).await?;
-        if other.is_some_and(|other| other.status == "active") {
-            return Ok(());
-        }
+        others |= control_room::can_act(batch, other).await?;
+    }
+    let control = store::meta::value(batch.reading(), "control_room").await?;
+    let emptied = match control.and_then(|id| OwnedRoomId::try_from(id).ok()) {
+        Some(control) => control_room::is_emptied(batch, &control, &[user_id.to_owned()]).await?,
+        None => false,
+    };
+    if others && !emptied {
+        return Ok(());
     }
     Err(refuse(
         Code::Staff,
-        "This is the last of the city's staff who can log in: let another enrol first (市の職員がいなくなります。先に別の職員の登録を済ませてください).",
+        "This is the last of the city's staff who can act: let another enrol, and add them to the control room, first (市の職員がいなくなります。先に別の職員の登録を済ませ、管理室に追加してください).",
     ))
 }
 
@@ -155,7 +160,7 @@ pub async fn account(
     if found.status == "ended" {
         return Ok(ended);
     }
-    check_last_of_staff(batch, &found, user_id).await?;
+    check_last_of_staff(batch, user_id).await?;
     own_terminals(batch, parts, user_id, reason, acting, &mut ended).await?;
     ended.sessions += sessions::end_all(batch, &parts.sessions, user_id, None).await?;
     crate::keys::forget_user(batch, &parts.sessions, user_id).await?;

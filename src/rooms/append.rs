@@ -13,6 +13,7 @@ use ruma::{
 use super::{
     batch::{Batch, RoomDraft, StateRow},
     committer::TxnKey,
+    control_room,
     live::{Membership, RoomRow},
     pdu::{Draft, Event, Transaction},
     state::RoomState,
@@ -173,6 +174,7 @@ impl Batch {
         }
         self.room_mut(intent.room_id).await?;
         self.check_policy(&intent)?;
+        control_room::check(self, &intent).await?;
         let room = self.rooms.get(intent.room_id).ok_or_else(|| not_found("No such room."))?;
         check_status(room, &intent)?;
         if let Some(state_key) = &intent.state_key {

@@ -8,6 +8,7 @@ use unicode_normalization::UnicodeNormalization as _;
 use super::{
     append::Intent,
     batch::Batch,
+    control_room,
     create::{self, NewRoom},
     member,
 };
@@ -131,7 +132,7 @@ pub async fn change_members(
             .with("jp.heya.room", status));
     }
     if batch.room(room_id).await?.row.kind == "control" {
-        check_control_room(batch, city, room_id, add, remove).await?;
+        check_control_room(batch, room_id, add, remove).await?;
     }
     let (mut added, mut removed, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
     for user_id in add {
@@ -169,7 +170,6 @@ pub async fn change_members(
 /// The control room names subjects and takes orders: only city staff are in it, and never nobody.
 async fn check_control_room(
     batch: &mut Batch,
-    city: &UserId,
     room_id: &RoomId,
     add: &[OwnedUserId],
     remove: &[OwnedUserId],
@@ -181,10 +181,7 @@ async fn check_control_room(
             "Only city staff are in the control room (管理室に入れるのは市の職員だけです).",
         ));
     }
-    let room = batch.room(room_id).await?;
-    let stays =
-        room.state.members("join").any(|(id, _)| id != city && staff.contains(&id) && !remove.contains(&id));
-    if !remove.is_empty() && !stays && add.is_empty() {
+    if control_room::is_emptied(batch, room_id, remove).await? {
         return Err(refuse(
             Code::Staff,
             "Nobody of the city's staff would be left in the control room (管理室に市の職員がいなくなります).",

@@ -5,6 +5,7 @@ pub mod append;
 pub mod batch;
 pub mod city;
 pub mod committer;
+pub mod control_room;
 pub mod create;
 pub mod delete;
 pub mod direct;

@@ -28,22 +28,30 @@ def members(server: Server, room: str, add: list[Person] = (), remove: list[Pers
                 remove=[p.user_id for p in remove])
 
 
-def test_only_staff_enter_the_control_room(any_city: Server):
-    """It names every subject: a mistyped room number lets nobody in."""
-    city, nurse = any_city, any_city.person()
-    first, control = city.first_staff(), city.look("control")["control_room"]
+def test_only_staff_enter_the_control_room(database: str, fresh):
+    """It names every subject: a mistyped room number lets nobody in, nor does an invitation by one of the staff."""
+    city = fresh(database)
+    nurse, first, control = city.person(), city.first_staff(), city.look("control")["control_room"]
+    at = f"/_matrix/client/v3/rooms/{quote(control)}"
+    read = lambda person: person.client.get(f"{at}/messages?dir=b").status  # noqa: E731
     assert members(city, control, add=[nurse]) == STAFF
-    assert nurse.client.get(f"/_matrix/client/v3/rooms/{quote(control)}/messages?dir=b").status == 403
+    refused = (403, "M_FORBIDDEN")
+    assert first.client.post(f"{at}/invite", {"user_id": nurse.user_id}).told == refused
+    assert first.client.put(f"{at}/state/m.room.member/{quote(nurse.user_id)}", {"membership": "invite"}).told == refused
+    assert read(nurse) == 403
     assert members(city, control, remove=[first]) == STAFF
-    assert first.client.get(f"/_matrix/client/v3/rooms/{quote(control)}/messages?dir=b").status == 200
+    assert first.client.post(f"{at}/leave", {}).told == refused and read(first) == 200
     second = city.person(city_facility(city))
-    assert members(city, control, add=[second]) == (200, None)
+    assert first.client.post(f"{at}/invite", {"user_id": second.user_id}).status == 200
+    second.client.ok("POST", f"{at}/join", {})
     # Two are in it: one may go.
-    assert members(city, control, remove=[second]) == (200, None)
+    assert members(city, control, remove=[second]) == (200, None) and read(second) == 403
+    assert members(city, control, add=[second]) == (200, None)
+    assert first.client.post(f"{at}/leave", {}).status == 200 and second.client.post(f"{at}/leave", {}).told == refused
 
 
 def test_the_last_of_the_staff_stays(database: str, fresh):
-    """One who can log in, that is: an ID that was only issued gives nobody another."""
+    """One who can act, that is: an ID that was only issued, or that is not in the control room, gives nobody another."""
     city = fresh(database)
     first, control = city.first_staff(), city.look("control")["control_room"]
     end = lambda person: call(city, f"accounts/{quote(person.user_id)}/end", reason="退職")  # noqa: E731
@@ -51,6 +59,7 @@ def test_the_last_of_the_staff_stays(database: str, fresh):
     second = city.issue(city_facility(city))
     assert end(first) == STAFF and first.client.get("/_matrix/client/v3/account/whoami").status == 200
     city._ready(second)
+    assert end(first) == STAFF, "nobody would be left in the control room"
     assert members(city, control, add=[second]) == (200, None)
     assert end(first) == (200, None) and end(second) == STAFF
     assert first.client.get("/_matrix/client/v3/account/whoami").status in GONE

@@ -116,7 +116,6 @@ async fn list(server: Arc<Server>, call: Call) -> Result<Answer> {
     Ok(answer.into())
 }
 
-/// The name in the PDU of a room's name.
 /// A room as lists show it.
 async fn view(server: &Arc<Server>, room_id: &RoomId) -> Result<Value> {
     let live = server.live.room(&server.db, room_id).await?;
