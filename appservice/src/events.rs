@@ -499,6 +499,7 @@ impl Intake<'_> {
         if asks > 0 && !self.facts.is_staff(&event.sender) {
             let before = store::asked_since(self.db, &event.sender, now_ms() - 86_400_000).await?;
             if before.saturating_add(i64::try_from(asks).unwrap_or(i64::MAX)) > ASKED_A_DAY_MAX {
+                self.remember_subject(event, text).await?;
                 return self.owe(event.answer("too-many", self.texts.asked_too_often())).await;
             }
         }
@@ -573,6 +574,10 @@ impl Intake<'_> {
                 self.owe(NewTask::examine(origin.room_id, number, 0)).await
             }
             Filed::Open(number) => {
+                // The case came by another event: this one is nobody's, and may name a subject.
+                if let Some(key) = action.consent_key() {
+                    store::remember_subject_post(self.db, &event.event_id, &key).await?;
+                }
                 let answer = event.answer(&format!("duplicate-{number}"), self.texts.duplicate(number));
                 self.owe(answer).await
             }

@@ -232,9 +232,13 @@ impl Bot {
             // To everybody, and it begins with names of facilities: whoever wrote it may have meant those.
             Action::Announce { facilities: None, body } => {
                 let first = body.lines().next().unwrap_or_default();
-                let named: Vec<String> = first.split(['、', ',']).map(fold).collect();
-                let rows = self.server.facilities().await?;
-                if named.iter().all(|name| rows.iter().any(|row| fold(&row.name) == *name)) {
+                let named: Vec<String> =
+                    first.split(['、', ',']).map(fold).filter(|name| !name.is_empty()).collect();
+                let mut rows = self.server.facilities().await?;
+                // The city itself is nobody's addressee.
+                rows.retain(|row| row.kind != "city");
+                let known = |name: &String| rows.iter().any(|row| fold(&row.name) == *name);
+                if !named.is_empty() && named.iter().all(known) {
                     problems.push(self.texts.is_it_for_them(first));
                 }
                 return Ok(());

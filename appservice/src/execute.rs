@@ -253,7 +253,11 @@ impl Bot {
         // As lists of cases have it, by each name that it had then.
         for mut case in store::cases_of_events(&mut tx, &events).await? {
             let named = case.action.place_mut().filter(|of| of.room_id == place.room_id && of.name.is_some());
-            lines.extend(named.map(|named| self.texts.place(named)));
+            if let Some((named, number, name)) =
+                named.and_then(|named| Some((&*named, named.number?, named.name.as_ref()?)))
+            {
+                lines.extend([self.texts.place(named), crate::texts::room_line(number, name)]);
+            }
         }
         let lines: Vec<String> = lines.into_iter().take(LINES_MAX).collect();
         Ok(json!({"events": events, "lines": lines}))

@@ -107,7 +107,7 @@ async fn openings(db: &mut SqliteConnection) -> Result<Vec<(i64, State, Action)>
 
 /// How many events one purge names.
 const FORGOTTEN_MAX: usize = 500;
-/// Of these, posts that are neither case nor report: anybody may write many, and they take no other's place.
+/// Of these, posts that are neither case nor report.
 const POSTS_MAX: i64 = 100;
 
 /// The events by which the subject of a room came to the city: of the cases about the room, of the case that opened it,
@@ -119,7 +119,7 @@ pub(crate) async fn events_to_forget(
     opened_by: Option<i64>,
     files_before: i64,
 ) -> Result<Vec<String>, Error> {
-    let mut files = Vec::new();
+    let (mut files, mut posts) = (Vec::new(), Vec::new());
     let mut events: Vec<String> =
         sqlx::query_scalar("SELECT event_id FROM cases WHERE instr(action, $1) > 0")
             .bind(room_id)
@@ -146,7 +146,7 @@ pub(crate) async fn events_to_forget(
                     .fetch_all(&mut *db)
                     .await?;
             events.extend(reports);
-            events.extend(subject_posts(db, &key).await?);
+            posts = subject_posts(db, &key).await?;
             events.extend(super::scans::scan_events(db, &key).await?);
             files = super::applications::files_to_forget(db, &key, files_before).await?;
         }
@@ -159,7 +159,9 @@ pub(crate) async fn events_to_forget(
     all.extend(files);
     all.extend(events);
     let mut events: Vec<String> = all.into_iter().collect();
-    events.truncate(FORGOTTEN_MAX);
+    // Anybody may write many posts that are neither case nor report: they take no other's place.
+    events.truncate(FORGOTTEN_MAX - posts.len());
+    events.extend(posts);
     Ok(events)
 }
 

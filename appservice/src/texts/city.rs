@@ -292,8 +292,8 @@ impl Texts {
                 format!("The room's retention has not run out. See \"list archived\"; then \"refuse {number} reason\"."),
             ),
             "JP_HEYA_STAFF" => self.pick(
-                format!("管理室に入れるのは市の職員だけです。また、最後の一人の職員は、利用を終了することも、管理室から外すこともできません。先に別の職員の登録を済ませて「承認 {number}」でもう一度行うか、「差し戻し {number} 理由」と書いてください。"),
-                format!("Only city staff are in the control room, and the last of them stays. Let another enrol first, then \"approve {number}\"; or \"refuse {number} reason\"."),
+                format!("管理室に入れるのは市の職員だけです。また、最後の一人の職員は、利用を終了することも、管理室から外すこともできません。先に別の職員の登録を済ませ、「追加 1 利用者ID」で管理室に入れて「承認 {number}」でもう一度行うか、「差し戻し {number} 理由」と書いてください。"),
+                format!("Only city staff are in the control room, and the last of them stays. Let another enrol and \"add 1 login-id\" first, then \"approve {number}\"; or \"refuse {number} reason\"."),
             ),
             "M_FORBIDDEN" => self.pick(
                 format!("サーバーが許可しませんでした。承認した方が市の職員として登録されているか、部屋が終了していないかを確かめて、「承認 {number}」でもう一度行うか「差し戻し {number} 理由」と書いてください。"),

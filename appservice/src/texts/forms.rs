@@ -173,7 +173,7 @@ fn usage(name: Name) -> &'static str {
         Name::Approve => "・承認 案件番号（approve）　案件の投稿に ✅ を付けても同じです",
         Name::Refuse => "・差し戻し 案件番号 理由（refuse）　案件の投稿に ❌ を付けても同じです",
         Name::Assign => "・指定 案件番号 利用者ID（assign）　案件の人を決めます",
-        Name::EndAccount => "・利用終了 利用者ID 理由（end）",
+        Name::EndAccount => "・利用終了 利用者ID 理由（end）　内容が出てから承認します",
         Name::RevokeTerminal => {
             "・端末失効 端末番号 理由（revoke）　番号は「一覧 端末 利用者ID」で分かります"
         }
