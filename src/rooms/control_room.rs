@@ -19,7 +19,7 @@ pub async fn check(batch: &mut Batch, intent: &Intent<'_>) -> Result<()> {
     let Some(target) = intent.state_key.as_deref().and_then(|key| OwnedUserId::try_from(key).ok()) else {
         return Ok(());
     };
-    match intent.content["membership"].as_str() {
+    match intent.content.get("membership").and_then(|membership| membership.as_str()) {
         Some("invite" | "join" | "knock") if !is_city(batch, intent.sender) && !is_city(batch, &target) => {
             if city_staff(batch.reading()).await?.contains(&target) {
                 return Ok(());

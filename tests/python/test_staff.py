@@ -38,6 +38,9 @@ def test_only_staff_enter_the_control_room(database: str, fresh):
     refused = (403, "M_FORBIDDEN")
     assert first.client.post(f"{at}/invite", {"user_id": nurse.user_id}).told == refused
     assert first.client.put(f"{at}/state/m.room.member/{quote(nurse.user_id)}", {"membership": "invite"}).told == refused
+    for content in ({}, {"membership": None}, {"membership": "x"}):
+        answer = first.client.put(f"{at}/state/m.room.member/{quote(nurse.user_id)}", content)
+        assert 400 <= answer.status < 500, (content, answer)
     assert read(nurse) == 403
     assert members(city, control, remove=[first]) == STAFF
     assert first.client.post(f"{at}/leave", {}).told == refused and read(first) == 200
