@@ -132,7 +132,7 @@ pub async fn change_members(
             .with("jp.heya.room", status));
     }
     if batch.room(room_id).await?.row.kind == "control" {
-        check_control_room(batch, room_id, add, remove).await?;
+        control_room::check_change(batch, room_id, add, remove).await?;
     }
     let (mut added, mut removed, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
     for user_id in add {
@@ -165,29 +165,6 @@ pub async fn change_members(
     }
     set_staff(batch, city, room_id, &added, &removed).await?;
     Ok((added, removed, unchanged))
-}
-
-/// The control room names subjects and takes orders: only city staff are in it, and never nobody.
-async fn check_control_room(
-    batch: &mut Batch,
-    room_id: &RoomId,
-    add: &[OwnedUserId],
-    remove: &[OwnedUserId],
-) -> Result<()> {
-    let staff = crate::accounts::register::city_staff(batch.reading()).await?;
-    if add.iter().any(|user_id| !staff.contains(user_id)) {
-        return Err(refuse(
-            Code::Staff,
-            "Only city staff are in the control room (管理室に入れるのは市の職員だけです).",
-        ));
-    }
-    if control_room::is_emptied(batch, room_id, remove).await? {
-        return Err(refuse(
-            Code::Staff,
-            "Nobody of the city's staff would be left in the control room (管理室に市の職員がいなくなります).",
-        ));
-    }
-    Ok(())
 }
 
 /// City staff who are members have power 50, and nobody else has one of their own (DESIGN 14).

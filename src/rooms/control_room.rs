@@ -6,9 +6,32 @@ use ruma::{OwnedUserId, RoomId, UserId, events::TimelineEventType};
 use super::{append::Intent, batch::Batch};
 use crate::{
     accounts::register::city_staff,
-    error::{Result, forbidden},
+    error::{Code, Result, forbidden, refuse},
     store,
 };
+
+/// What is said to whoever would let in somebody else.
+const STAFF_ONLY: &str = "Only city staff are in the control room (管理室に入れるのは市の職員だけです).";
+/// What is said to whoever would leave nobody.
+const NOBODY_LEFT: &str =
+    "Nobody of the city's staff would be left in the control room (管理室に市の職員がいなくなります).";
+
+/// Refuses, to the bot, a change of members that would let in somebody else, or leave nobody: by a code that it knows.
+pub async fn check_change(
+    batch: &mut Batch,
+    room_id: &RoomId,
+    add: &[OwnedUserId],
+    remove: &[OwnedUserId],
+) -> Result<()> {
+    let staff = city_staff(batch.reading()).await?;
+    if add.iter().any(|user_id| !staff.contains(user_id)) {
+        return Err(refuse(Code::Staff, STAFF_ONLY));
+    }
+    if is_emptied(batch, room_id, remove).await? {
+        return Err(refuse(Code::Staff, NOBODY_LEFT));
+    }
+    Ok(())
+}
 
 /// Refuses a member event that would let in somebody else, or leave nobody.
 pub async fn check(batch: &mut Batch, intent: &Intent<'_>) -> Result<()> {
@@ -24,15 +47,13 @@ pub async fn check(batch: &mut Batch, intent: &Intent<'_>) -> Result<()> {
             if city_staff(batch.reading()).await?.contains(&target) {
                 return Ok(());
             }
-            Err(forbidden("Only city staff are in the control room (管理室に入れるのは市の職員だけです)."))
+            Err(forbidden(STAFF_ONLY))
         }
         Some("leave" | "ban") => {
             if !is_emptied(batch, intent.room_id, &[target]).await? {
                 return Ok(());
             }
-            Err(forbidden(
-                "Nobody of the city's staff would be left in the control room (管理室に市の職員がいなくなります).",
-            ))
+            Err(forbidden(NOBODY_LEFT))
         }
         _ => Ok(()),
     }

@@ -150,6 +150,16 @@ def test_an_id_by_application(desk: Desk):
     assert (account["display_name"], account["profession"], account["status"]) == (f"{facility} 高橋次郎", "看護師", "issued")
 
 
+def purged(desk: Desk, n: str, gone: str) -> None:
+    """Closes, archives and purges a room; nothing of the database names its subject then."""
+    desk.say(f"終了 {n}", "完了")
+    desk.approved(f"保管 {n}", "完了")
+    assert gone in dump(desk.server)
+    desk.approved(f"消去 {n}", "完了")
+    left = [line[:300] for line in dump(desk.server).splitlines() if gone in line]
+    assert not left, left
+
+
 def test_what_a_purge_forgets_of_files(desk: Desk):
     """Every file that names the subject goes with its record, whatever became of its rows, and what follows from a row with
     its own subject; what is said of others stays."""
@@ -172,12 +182,7 @@ def test_what_a_purge_forgets_of_files(desk: Desk):
     n = re.search(r"部屋番号：(\d+)", desk.say(f"承認 {case}", f"案件 {case} を完了"))[1]
     other = case_of(told, "S1-2")
     desk.say(f"承認 {other}", f"案件 {other} を完了")
-    desk.say(f"終了 {n}", "完了")
-    desk.approved(f"保管 {n}", "完了")
-    assert gone in dump(server)
-    desk.approved(f"消去 {n}", "完了")
-    left = [line[:300] for line in dump(server).splitlines() if gone in line]
-    assert not left, left
+    purged(desk, n, gone)
     for _, mxc, _ in files:
         assert desk.staff.client.get(media_path(mxc)).status == 404, mxc
     assert desk.staff.client.get(media_path(of_others[1])).status == 200, "another subject's"
@@ -213,12 +218,7 @@ def test_what_a_purge_forgets_of_the_control_room(desk: Desk):
     desk.say(f"差し戻し {waits} まちがい", "差し戻し")
     for name in (gone, stays):
         desk.say(f"同意の撤回\n対象者氏名：{name}\n生年月日：昭和5年4月3日", "撤回|ありません")
-    desk.say(f"終了 {n}", "完了")
-    desk.approved(f"保管 {n}", "完了")
-    assert gone in dump(server)
-    desk.approved(f"消去 {n}", "完了")
-    left = [line[:300] for line in dump(server).splitlines() if gone in line]
-    assert not left, left
+    purged(desk, n, gone)
     with contextlib.closing(sqlite3.connect(f"file:{server.data / 'city.sqlite'}?mode=ro", uri=True, timeout=10)) as connection:
         assert gone not in "\n".join(connection.iterdump())
     bodies = "\n".join(one["content"].get("body", "") for one in desk.staff.client.messages(desk.control))

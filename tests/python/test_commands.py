@@ -279,6 +279,10 @@ def test_a_register_in_a_file_is_its_owners(city, tmp_path):
     file = tmp_path / "台帳.csv"
     file.write_text("old")
     file.chmod(0o644)
+    # What a crash, or somebody else, left beside it gives nobody the new one to read.
+    stale = tmp_path / "台帳.csv.part"
+    stale.write_text("old")
+    stale.chmod(0o644)
     for _ in range(2):
         done = of_city(city, "register", "accounts", str(file))
         assert re.fullmatch(rf"台帳を書きました: {re.escape(str(file))} \(\d+件\)\n", done.stdout)

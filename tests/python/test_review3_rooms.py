@@ -215,6 +215,24 @@ def test_a_purge_takes_the_edits_and_originals_of_reports(forgetful: Server):
     assert "ほかの件の訂正です" in json.dumps(staff.client.messages(control), ensure_ascii=False)
 
 
+def test_a_purge_asked_for_again_with_more_to_forget(forgetful: Server):
+    """Its answer was lost, and meanwhile somebody wrote of the subject: the same call goes on and takes that, too. Anything
+    else under its key is another call."""
+    server = forgetful
+    a, staff = server.person(), server.first_staff()
+    room, name = subject_room(server, a)
+    control = server.look("control")["control_room"]
+    first, second = (staff.client.say(control, f"{name}さんの同意です（{n}）") for n in "一二")
+    server.close_room(room)
+    lived(server, room, "archive")
+    again = {"key": secrets.token_hex(8), "case": "the same"}
+    lived(server, room, "purge", forget={"events": [first], "lines": []}, **again)
+    wait_for(lambda: search(staff, name) == [second], 60, 0.1, "the index, which follows")
+    lived(server, room, "purge", forget={"events": [first, second], "lines": []}, **again)
+    assert search(staff, name) == []
+    assert life(server, room, "purge", **again | {"case": "another"}).told == (409, "JP_HEYA_EXISTS")
+
+
 # Media ---------------------------------------------------------------------------------------------------------------
 
 
